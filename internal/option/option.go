@@ -1,0 +1,219 @@
+// Package option holds what every option of a configuration needs: reading its
+// Caddyfile form, and the values behind its placeholders. An option may be given
+// once; every error names the option, and in a Caddyfile its file and line.
+package option
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
+)
+
+// String reads the one argument of the current subdirective into v.
+func String(d *caddyfile.Dispenser, v *string) error {
+	name := d.Val()
+	if *v != "" {
+		return d.Errf("%s is already given", name)
+	}
+	if !d.NextArg() {
+		return d.Errf("%s: needs a value", name)
+	}
+	if d.Val() == "" {
+		return d.Errf("%s: is empty", name)
+	}
+	*v = d.Val()
+	return end(d, name)
+}
+
+// Strings reads the arguments of the current subdirective, at least one, into v.
+func Strings(d *caddyfile.Dispenser, v *[]string) error {
+	name := d.Val()
+	if *v != nil {
+		return d.Errf("%s is already given", name)
+	}
+	args := d.RemainingArgs()
+	if len(args) == 0 {
+		return d.Errf("%s: needs at least one value", name)
+	}
+	for _, arg := range args {
+		if arg == "" {
+			return d.Errf("%s: a value is empty", name)
+		}
+	}
+	*v = args
+	return end(d, name)
+}
+
+// Pair reads the name and the value that are the current subdirective's two
+// arguments into v; each name may be given once.
+func Pair(d *caddyfile.Dispenser, v *map[string]string) error {
+	option := d.Val()
+	var name, value string
+	if !d.Args(&name, &value) {
+		return d.Errf("%s: needs a name and a value", option)
+	}
+	if _, ok := (*v)[name]; ok {
+		return d.Errf("%s %s is already given", option, name)
+	}
+	if *v == nil {
+		*v = make(map[string]string)
+	}
+	(*v)[name] = value
+	return end(d, option)
+}
+
+// Duration reads the one argument of the current subdirective, a duration
+// above zero, into v.
+func Duration(d *caddyfile.Dispenser, v *caddy.Duration) error {
+	name := d.Val()
+	if *v != 0 {
+		return d.Errf("%s is already given", name)
+	}
+	if !d.NextArg() {
+		return d.Errf("%s: needs a duration such as 10s", name)
+	}
+	duration, err := caddy.ParseDuration(d.Val())
+	if err != nil {
+		return d.Errf("%s: %q is no duration such as 10s", name, d.Val())
+	}
+	if duration <= 0 {
+		return d.Errf("%s: must be above zero", name)
+	}
+	*v = caddy.Duration(duration)
+	return end(d, name)
+}
+
+// Size reads the one argument of the current subdirective, a number of bytes
+// such as 1MiB, into v. Zero is a size of its own.
+func Size(d *caddyfile.Dispenser, v **int64) error {
+	name := d.Val()
+	if *v != nil {
+		return d.Errf("%s is already given", name)
+	}
+	if !d.NextArg() {
+		return d.Errf("%s: needs a size such as 1MiB", name)
+	}
+	size, err := humanize.ParseBytes(d.Val())
+	if err != nil || size > 1<<40 {
+		return d.Errf("%s: %q is no size such as 1MiB", name, d.Val())
+	}
+	bytes := int64(size) //nolint:gosec // bounded above
+	*v = &bytes
+	return end(d, name)
+}
+
+// Flag reads the current subdirective, which has no argument, into v.
+func Flag(d *caddyfile.Dispenser, v *bool) error {
+	name := d.Val()
+	if *v {
+		return d.Errf("%s is already given", name)
+	}
+	*v = true
+	return end(d, name)
+}
+
+// end makes sure that nothing follows the current subdirective.
+func end(d *caddyfile.Dispenser, name string) error {
+	if d.NextArg() {
+		return d.Errf("%s: unexpected argument %q", name, d.Val())
+	}
+	if nesting := d.Nesting(); d.NextBlock(nesting) {
+		return d.Errf("%s: takes no block", name)
+	}
+	return nil
+}
+
+// Resolve returns value with its placeholders replaced by what they stand for
+// now. A placeholder that is unknown or empty is an error; the error names the
+// option and where the value comes from, never the value.
+func Resolve(name, value string) (string, error) {
+	resolved, err := caddy.NewReplacer().ReplaceOrErr(value, true, true)
+	if err != nil || resolved == "" {
+		return "", fmt.Errorf("%s: %s has no value; is it set, and may this process read it?", name, source(value))
+	}
+	return resolved, nil
+}
+
+// ResolveSecret is Resolve for a secret.
+func ResolveSecret(name, value string) (tokenprovider.Secret, error) {
+	resolved, err := Resolve(name, value)
+	return tokenprovider.NewSecret(resolved), err
+}
+
+// IsPlaceholder reports whether value is nothing but one placeholder, so that
+// the value itself is not in the configuration.
+func IsPlaceholder(value string) bool {
+	return strings.HasPrefix(value, "{") && strings.HasSuffix(value, "}") &&
+		strings.Count(value, "{") == 1 && strings.Count(value, "}") == 1
+}
+
+// source says where value comes from. What is no single placeholder may hold
+// part of a secret, so it is not quoted.
+func source(value string) string {
+	if IsPlaceholder(value) {
+		return value
+	}
+	return "a placeholder in it"
+}
+
+// Origin returns an error unless value is scheme://host[:port] and nothing
+// more, as an API's URL has to be. The scheme is http or https.
+func Origin(name, value string) error {
+	u, err := parseURL(name, value)
+	if err != nil {
+		return err
+	}
+	if u.Path != "" || u.RawQuery != "" || u.ForceQuery {
+		return fmt.Errorf("%s: %q has a path or query; give scheme://host[:port] only", name, value)
+	}
+	return nil
+}
+
+// Endpoint returns an error unless value is an http or https URL without
+// fragment and userinfo, as an endpoint of OAuth has to be (RFC 6749 §3.2).
+func Endpoint(name, value string) error {
+	_, err := parseURL(name, value)
+	return err
+}
+
+func parseURL(name, value string) (*url.URL, error) {
+	if strings.ContainsAny(value, "{}") {
+		return nil, fmt.Errorf("%s: cannot hold placeholders", name)
+	}
+	u, err := url.Parse(value)
+	switch {
+	case err != nil, u.Host == "", u.Hostname() == "":
+		return nil, fmt.Errorf("%s: not an absolute URL such as https://api.example.com", name)
+	case u.Scheme != "https" && u.Scheme != "http":
+		return nil, fmt.Errorf("%s: the scheme of %q is neither https nor http", name, u.Redacted())
+	case u.User != nil:
+		return nil, fmt.Errorf("%s: cannot hold a user name or password", name)
+	case u.Fragment != "", strings.HasSuffix(value, "#"):
+		return nil, fmt.Errorf("%s: cannot have a fragment", name)
+	}
+	return u, nil
+}
+
+// IsPlainHTTP reports whether rawURL would send a credential unencrypted
+// beyond this machine.
+func IsPlainHTTP(rawURL string) bool {
+	u, err := url.Parse(rawURL)
+	return err == nil && u.Scheme == "http" && !IsLoopback(u.Hostname())
+}
+
+// IsLoopback reports whether host, without a port, is this machine.
+func IsLoopback(host string) bool {
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return addr.Unmap().IsLoopback()
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	return host == "localhost" || strings.HasSuffix(host, ".localhost")
+}

@@ -1,0 +1,121 @@
+package tokenprovider
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Class says what a failed token request means for the next one.
+type Class string
+
+const (
+	// Transient failures pass by themselves: the network, a timeout, an
+	// overloaded server. The same request may succeed later.
+	Transient Class = "transient"
+
+	// Refused means that the authorization server understood the request and
+	// will not issue a token until somebody changes the credential or its rights.
+	Refused Class = "refused"
+
+	// Malformed means an answer that is no token response. It is treated as
+	// Transient: something on the way may have answered instead.
+	Malformed Class = "malformed"
+)
+
+// Error is a failed token request. It never holds a secret, a token, or
+// anything the token endpoint sent beyond its error code.
+type Error struct {
+	// Class says whether the same request may succeed later.
+	Class Class
+
+	// Status is the HTTP status of the answer; 0 without an answer.
+	Status int
+
+	// Code is the error code of RFC 6749 §5.2, or the API's own. May be empty.
+	Code string
+
+	// RetryAfter is how long the server asked to wait; 0 where it did not.
+	RetryAfter time.Duration
+
+	// Reason says what is wrong with the answer, where status and code do not.
+	Reason string
+
+	// Err is the cause where there was no answer.
+	Err error
+}
+
+// Error implements error: what failed, as a person reads it.
+func (e *Error) Error() string {
+	if e.Err != nil {
+		return "requesting a token: " + e.Err.Error()
+	}
+	var b strings.Builder
+	if e.Status != 0 {
+		b.WriteString("token endpoint answered " + strconv.Itoa(e.Status))
+		if text := http.StatusText(e.Status); text != "" {
+			b.WriteString(" " + text)
+		}
+	} else {
+		b.WriteString("requesting a token failed")
+	}
+	if e.Code != "" {
+		fmt.Fprintf(&b, " (%s)", e.Code)
+	}
+	if e.Reason != "" {
+		b.WriteString(": " + e.Reason)
+	}
+	return b.String()
+}
+
+// Advice says what a person can do about the failure.
+func (e *Error) Advice() string {
+	switch e.Code {
+	case "invalid_client", "unauthorized":
+		return "check the client id and the secret, and whether the key was deleted or blocked"
+	case "invalid_scope":
+		return "check the scopes: ask only for those that the key has, by their exact names"
+	case "unauthorized_client", "unsupported_grant_type", "invalid_grant_type":
+		return "allow the client credentials grant for this client at the authorization server"
+	case "invalid_request", "invalid_target":
+		return "check audience, resource and parameters of the credential"
+	}
+	switch {
+	case e.Class == Refused && e.Status/100 == 3:
+		return "set token_url to the address it redirects to"
+	case e.Class == Refused:
+		return "check the credential and its rights at the authorization server"
+	case e.Status == http.StatusTooManyRequests:
+		return "wait; if it stays, find what else asks for tokens with this key"
+	case e.Status == 0:
+		return "check that this host reaches the token endpoint: DNS, firewall, proxy and certificates"
+	case e.Class == Malformed, e.Status/100 == 4:
+		return "check that token_url is the token endpoint and that nothing on the way answers for it"
+	}
+	return "wait; the authorization server is in trouble"
+}
+
+// Unwrap returns the cause where there was no answer.
+func (e *Error) Unwrap() error { return e.Err }
+
+// maxCode bounds an error code; the longest of the RFCs has 27 characters.
+const maxCode = 40
+
+// errorCode returns code if it has the form of an error code, or nothing: what
+// a token endpoint sends goes into logs and answers no further than that. A
+// digit makes it none: no registered code has one, and most secrets do.
+func errorCode(code string) string {
+	if len(code) > maxCode {
+		return ""
+	}
+	for _, c := range []byte(code) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', c == '_', c == '-', c == '.':
+		default:
+			return ""
+		}
+	}
+	return code
+}

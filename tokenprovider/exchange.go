@@ -1,0 +1,163 @@
+package tokenprovider
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// maxBody bounds the answer of a token endpoint. Real ones have a few KiB.
+const maxBody = 1 << 20
+
+// Request is a form posted to an authorization server. It holds secrets and is
+// never printed or logged.
+type Request struct {
+	URL    string
+	Header http.Header
+	Form   url.Values
+}
+
+// response is the answer of an authorization server, its body read.
+type response struct {
+	sent   time.Time // when the request was sent
+	status int
+	header http.Header
+	body   []byte
+}
+
+// NewClient returns the HTTP client for one authorization server: TLS 1.2 or
+// newer, verified against roots (nil: those of the system), proxies as in the
+// environment. It follows no redirect, since that would post the secret to
+// another place, and keeps no connection that is not in use.
+func NewClient(roots *x509.CertPool) *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			DialContext:            (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+			TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
+			TLSHandshakeTimeout:    5 * time.Second,
+			ForceAttemptHTTP2:      true,
+			DisableCompression:     true, // answers are small, and identity is bounded as read
+			MaxResponseHeaderBytes: 64 << 10,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// BasicAuth returns the Authorization value of client_secret_basic: identifier
+// and secret form-encoded, then joined and base64-encoded (RFC 6749 §2.3.1).
+func BasicAuth(id string, secret Secret) string {
+	return BasicAuthRaw(url.QueryEscape(id), NewSecret(url.QueryEscape(secret.Reveal())))
+}
+
+// BasicAuthRaw is BasicAuth for servers that do not form-decode the two (RFC 7617).
+func BasicAuthRaw(id string, secret Secret) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(id+":"+secret.Reveal()))
+}
+
+// RequestToken posts one token request and reads the token out of the answer.
+// The error is an *Error.
+func RequestToken(ctx context.Context, client *http.Client, r Request) (*Token, error) {
+	resp, err := post(ctx, client, r)
+	if err != nil {
+		return nil, err
+	}
+	return parseToken(resp)
+}
+
+// RequestRevocation posts one revocation request (RFC 7009). A status in gone
+// means that there was nothing left to revoke, which is a success.
+func RequestRevocation(ctx context.Context, client *http.Client, r Request, gone ...int) error {
+	resp, err := post(ctx, client, r)
+	if err != nil {
+		return err
+	}
+	if resp.status/100 == 2 {
+		return nil
+	}
+	for _, status := range gone {
+		if resp.status == status {
+			return nil
+		}
+	}
+	return parseFailure(resp)
+}
+
+// RequestIntrospection posts one introspection request (RFC 7662).
+func RequestIntrospection(ctx context.Context, client *http.Client, r Request) (*Introspection, error) {
+	resp, err := post(ctx, client, r)
+	if err != nil {
+		return nil, err
+	}
+	if resp.status/100 != 2 {
+		return nil, parseFailure(resp)
+	}
+	return parseIntrospection(resp)
+}
+
+// post sends r and reads the answer, whatever its status.
+func post(ctx context.Context, client *http.Client, r Request) (*response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.URL, strings.NewReader(r.Form.Encode()))
+	if err != nil {
+		return nil, &Error{Class: Transient, Err: withoutURL(err)}
+	}
+	for name, values := range r.Header {
+		req.Header[name] = values
+	}
+	if _, ok := req.Header["User-Agent"]; !ok {
+		req.Header.Set("User-Agent", DefaultUserAgent)
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	req.Header.Set("Accept", "application/json")
+
+	// token requests are rare: a connection kept between them would be stale
+	// when it is needed, and outlive the configuration
+	defer client.CloseIdleConnections()
+
+	sent := time.Now()
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, networkError(ctx, err)
+	}
+	defer resp.Body.Close()
+
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	if err != nil {
+		return nil, networkError(ctx, fmt.Errorf("reading the answer: %w", err))
+	}
+	if len(body) > maxBody {
+		return nil, &Error{Class: Malformed, Status: resp.StatusCode, Reason: "the answer is larger than 1 MiB"}
+	}
+	return &response{sent: sent, status: resp.StatusCode, header: resp.Header, body: body}, nil
+}
+
+// DefaultUserAgent names this software to authorization servers.
+const DefaultUserAgent = "caddy-egress"
+
+// networkError is the failure of a request that got no answer. A deadline is
+// said plainly: what net/http makes of it reads like a bug.
+func networkError(ctx context.Context, err error) *Error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return &Error{Class: Transient, Err: errors.New("no answer within token_timeout")}
+	}
+	return &Error{Class: Transient, Err: withoutURL(err)}
+}
+
+// withoutURL drops the URL that net/http puts in front of an error: the token
+// endpoint is said elsewhere, and a query could hold anything.
+func withoutURL(err error) error {
+	var urlErr *url.Error
+	if errors.As(err, &urlErr) {
+		return urlErr.Err
+	}
+	return err
+}

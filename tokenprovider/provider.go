@@ -1,0 +1,156 @@
+// Package tokenprovider knows how access tokens are issued: the contract of a
+// provider, the token, and the exchange with a token endpoint over HTTP
+// (RFC 6749 §4.4, the client credentials grant). Each folder below it is one API.
+//
+// It imports nothing of Caddy; the providers below it do, since each is a Caddy
+// module in the namespace egress.providers.
+package tokenprovider
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// Provider obtains access tokens with one credential at one authorization server.
+//
+// A provider is configured once and then used by many goroutines; its methods
+// must not change it. It keeps no token: that is what package tokensource is for.
+type Provider interface {
+	// API describes the API that the tokens are for.
+	API() API
+
+	// Grant describes what is asked of the authorization server. It holds no secret.
+	Grant() Grant
+
+	// WithScopes returns a provider that differs in the scopes it asks for only,
+	// or an error that names the scope this API cannot have.
+	WithScopes(scopes []string) (Provider, error)
+
+	// Secrets returns the secrets of the credential as they are now. They may
+	// live in files that change, so every token request reads them anew. The
+	// error names the option that has no value, never a value.
+	Secrets() ([]Secret, error)
+
+	// Token makes exactly one token request. The client carries the timeouts,
+	// the certificate authorities and the refusal of redirects. A failure of the
+	// exchange is an *Error.
+	Token(ctx context.Context, client *http.Client) (*Token, error)
+}
+
+// Revoker is a Provider whose authorization server can revoke a token.
+type Revoker interface {
+	// Revoke makes token unusable. A token that is unknown or no longer active
+	// is a success: it is as good as revoked.
+	Revoke(ctx context.Context, client *http.Client, token Secret) error
+
+	// CanRevoke reports whether this configuration of the provider can revoke.
+	CanRevoke() bool
+}
+
+// Introspector is a Provider whose authorization server tells about a token.
+type Introspector interface {
+	// Introspect asks what the authorization server knows of token.
+	Introspect(ctx context.Context, client *http.Client, token Secret) (*Introspection, error)
+
+	// CanIntrospect reports whether this configuration of the provider can introspect.
+	CanIntrospect() bool
+}
+
+// API describes a protected API as far as a gateway has to know it.
+type API struct {
+	// URL is scheme://host[:port] of the API: the upstream, and the only host
+	// that gets the token.
+	URL string
+
+	// UserAgent is sent where the client sent none. Empty: none is sent.
+	UserAgent string
+
+	// CredentialHeaders are the API's own credentials in request headers, in
+	// canonical form. They are never taken from a client.
+	CredentialHeaders []string
+
+	// CredentialPaths are the API's own credential endpoints, as path prefixes
+	// that end in a slash, in lower case: a client must not reach them.
+	CredentialPaths []string
+
+	// IgnoresCase says that the API reads paths without regard to case.
+	IgnoresCase bool
+
+	// RateLimitWait is how long to wait after a 429 that does not say.
+	RateLimitWait time.Duration
+
+	// Error renders an error of the gateway as this API's SDKs decode one:
+	// the body and its media type.
+	Error func(status int, key, message string) (contentType string, body []byte)
+}
+
+// Grant is what a provider asks an authorization server for. All of it but the
+// names in Provider and AuthMethod comes from the configuration.
+type Grant struct {
+	Provider   string   // name of the provider, such as understory
+	TokenURL   string   // the token endpoint
+	ClientID   string   // the client identifier as resolved at load
+	AuthMethod string   // how the client authenticates, such as client_secret_post
+	Scopes     []string // in the order they are sent
+	Audience   []string
+	Resource   []string    // RFC 8707
+	Params     [][2]string // further form parameters
+	Headers    []string    // names of further request headers; their values may be secret
+}
+
+// Identity names the credential in logs, metrics and storage: a SHA-256 of all
+// that tells one token from another, secrets aside, in hexadecimal.
+func (g Grant) Identity() string {
+	h := sha256.New()
+	// each value goes in with its length, so that no two lists look alike
+	field := func(name string, values ...string) {
+		h.Write([]byte(name + strconv.Itoa(len(values)) + ";"))
+		for _, v := range values {
+			h.Write([]byte(strconv.Itoa(len(v)) + ":" + v))
+		}
+	}
+	field("provider", g.Provider)
+	field("token_url", g.TokenURL)
+	field("client_id", g.ClientID)
+	field("auth_method", g.AuthMethod)
+	field("scopes", g.Scopes...)
+	field("audience", g.Audience...)
+	field("resource", g.Resource...)
+	for _, p := range g.Params {
+		field("param", p[:]...)
+	}
+	field("headers", g.Headers...)
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// Token is an access token as it was issued.
+type Token struct {
+	// Value goes into the Authorization header: visible ASCII, never empty.
+	Value Secret
+
+	// Issued is when the request that brought the token was sent.
+	Issued time.Time
+
+	// Expires is when the token is no longer to be used. It is measured from
+	// Issued, so it errs on the early side.
+	Expires time.Time
+
+	// ExpiryAssumed says that the answer told no usable lifetime.
+	ExpiryAssumed bool
+
+	// Scopes are the scopes granted; nil where the answer did not say, which
+	// means those that were asked for (RFC 6749 §5.1).
+	Scopes []string
+}
+
+// Introspection is what an authorization server tells about a token (RFC 7662 §2.2).
+type Introspection struct {
+	Active   bool      `json:"active"`
+	ClientID string    `json:"client_id,omitempty"`
+	Scope    string    `json:"scope,omitempty"`
+	Expires  time.Time `json:"expires,omitzero"`
+}

@@ -1,0 +1,271 @@
+package tokenprovider
+
+import (
+	"bytes"
+	"encoding/json"
+	"math"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	// assumedLifetime is that of a token whose answer tells none (RFC 6749 §5.1
+	// only recommends expires_in): short enough not to be wrong for long.
+	assumedLifetime = 300 * time.Second
+
+	// maxLifetime bounds what an answer may claim: no token is used longer
+	// than a day without asking the server again.
+	maxLifetime = 24 * time.Hour
+
+	// maxRetryAfter bounds how long a server can make us wait.
+	maxRetryAfter = 5 * time.Minute
+)
+
+// parseToken reads a token response (RFC 6749 §5.1) or the failure it is.
+func parseToken(r *response) (*Token, error) {
+	if r.status/100 != 2 {
+		return nil, parseFailure(r)
+	}
+	fields, ok := parseObject(r.body)
+	if !ok {
+		return nil, malformed(r, "the answer is no JSON object; is token_url the token endpoint?")
+	}
+
+	raw, ok := fields["access_token"]
+	if !ok {
+		// some servers answer an error with 200
+		if code := failureCode(fields); code != "" {
+			return nil, &Error{Class: classOfCode(code), Status: r.status, Code: code, RetryAfter: retryAfter(r)}
+		}
+		return nil, malformed(r, "the answer has no access_token")
+	}
+	value, ok := parseString(raw)
+	if !ok || value == "" {
+		return nil, malformed(r, "access_token is empty or no string")
+	}
+	if !visibleASCII(value) {
+		return nil, malformed(r, "access_token holds characters that a header cannot carry")
+	}
+
+	// RFC 6749 §7.1: a client must not use a token whose type it does not understand
+	if raw, ok := fields["token_type"]; ok && !isNull(raw) {
+		tokenType, ok := parseString(raw)
+		if !ok || !strings.EqualFold(tokenType, "bearer") {
+			return nil, malformed(r, "token_type is not bearer")
+		}
+	}
+
+	lifetime, told := parseLifetime(fields, r.sent)
+	t := &Token{
+		Value:         NewSecret(value),
+		Issued:        r.sent,
+		Expires:       r.sent.Add(lifetime),
+		ExpiryAssumed: !told,
+	}
+	if raw, ok := fields["scope"]; ok && !isNull(raw) {
+		if scope, ok := parseString(raw); ok {
+			t.Scopes = append([]string{}, strings.Fields(scope)...)
+		}
+	}
+	return t, nil
+}
+
+// parseFailure reads an answer that is no success.
+func parseFailure(r *response) *Error {
+	e := &Error{Class: Transient, Status: r.status, RetryAfter: retryAfter(r)}
+	fields, isObject := parseObject(r.body)
+	if isObject {
+		e.Code = failureCode(fields)
+	}
+	switch {
+	case r.status/100 == 3:
+		e.Class = Refused
+		e.Reason = "redirects are not followed; set token_url to the endpoint itself"
+	case r.status == http.StatusRequestTimeout, r.status == http.StatusConflict,
+		r.status == http.StatusTooEarly, r.status == http.StatusTooManyRequests:
+		// these pass, whatever the body says
+	case r.status/100 == 4 && isObject && isErrorShape(fields):
+		e.Class = Refused
+	case r.status/100 == 4:
+		e.Reason = "the answer is no OAuth error; something on the way may have sent it"
+	}
+	return e
+}
+
+// parseIntrospection reads an introspection response (RFC 7662 §2.2), and that
+// of Voucherify, which tells the expiry as expires_at.
+func parseIntrospection(r *response) (*Introspection, error) {
+	fields, ok := parseObject(r.body)
+	if !ok {
+		return nil, malformed(r, "the answer is no JSON object")
+	}
+	var in Introspection
+	if json.Unmarshal(fields["active"], &in.Active) != nil {
+		return nil, malformed(r, "active is missing or no boolean")
+	}
+	in.ClientID, _ = parseString(fields["client_id"])
+	in.Scope, _ = parseString(fields["scope"])
+	for _, name := range []string{"exp", "expires_at"} {
+		if seconds, ok := parseSeconds(fields[name]); ok && seconds > 0 && seconds < math.MaxInt32*1000 {
+			in.Expires = time.Unix(int64(seconds), 0)
+			break
+		}
+	}
+	return &in, nil
+}
+
+// malformed is a success of HTTP that is none of OAuth.
+func malformed(r *response, reason string) *Error {
+	return &Error{Class: Malformed, Status: r.status, Reason: reason, RetryAfter: retryAfter(r)}
+}
+
+// parseObject reads body as one JSON object and nothing after it.
+func parseObject(body []byte) (map[string]json.RawMessage, bool) {
+	trimmed := bytes.TrimSpace(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf"))) // a byte order mark
+	if len(trimmed) == 0 || trimmed[0] != '{' {
+		return nil, false
+	}
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(trimmed, &fields) != nil {
+		return nil, false
+	}
+	return fields, true
+}
+
+// isErrorShape reports whether fields are an error of OAuth (error), of
+// Voucherify (code, key, message) or of Understory (code, message).
+func isErrorShape(fields map[string]json.RawMessage) bool {
+	if _, ok := parseString(fields["error"]); ok {
+		return true
+	}
+	_, hasMessage := parseString(fields["message"])
+	_, hasCode := fields["code"]
+	return hasMessage && hasCode
+}
+
+// failureCode returns the error code in fields: OAuth's error, Voucherify's
+// key or Understory's code; empty if there is none that looks like one.
+func failureCode(fields map[string]json.RawMessage) string {
+	for _, name := range []string{"error", "key", "code"} {
+		if code, ok := parseString(fields[name]); ok && code != "" {
+			return errorCode(code)
+		}
+	}
+	return ""
+}
+
+// classOfCode says what an error code in an answer of status 200 means. Only
+// those that speak of the client or its request are final.
+func classOfCode(code string) Class {
+	switch code {
+	case "invalid_request", "invalid_client", "invalid_grant", "unauthorized_client",
+		"unsupported_grant_type", "invalid_scope", "invalid_target", "access_denied",
+		"unauthorized", "forbidden", "invalid_grant_type", "missing_required_permission":
+		return Refused
+	}
+	return Transient
+}
+
+// parseLifetime returns how long the token lives from sent on, and whether the
+// answer told it: expires_in, or else an expires_at (Unix seconds) that lies ahead.
+func parseLifetime(fields map[string]json.RawMessage, sent time.Time) (lifetime time.Duration, told bool) {
+	if seconds, ok := parseSeconds(fields["expires_in"]); ok && seconds > 0 {
+		return clampLifetime(seconds), true
+	}
+	if at, ok := parseSeconds(fields["expires_at"]); ok {
+		if seconds := at - float64(sent.UnixMilli())/1000; seconds > 0 {
+			return clampLifetime(seconds), true
+		}
+	}
+	return assumedLifetime, false
+}
+
+func clampLifetime(seconds float64) time.Duration {
+	if seconds >= maxLifetime.Seconds() {
+		return maxLifetime
+	}
+	return time.Duration(seconds * float64(time.Second))
+}
+
+// parseSeconds reads a number such as 3600 or 3600.0, or a string of one.
+func parseSeconds(raw json.RawMessage) (float64, bool) {
+	if s, ok := parseString(raw); ok {
+		raw = json.RawMessage(strings.TrimSpace(s))
+	}
+	seconds, err := strconv.ParseFloat(string(raw), 64)
+	if err != nil || math.IsNaN(seconds) || math.IsInf(seconds, 0) {
+		return 0, false
+	}
+	return seconds, true
+}
+
+func parseString(raw json.RawMessage) (string, bool) {
+	if len(raw) == 0 || raw[0] != '"' {
+		return "", false
+	}
+	var s string
+	if json.Unmarshal(raw, &s) != nil {
+		return "", false
+	}
+	return s, true
+}
+
+func isNull(raw json.RawMessage) bool { return string(raw) == "null" }
+
+func visibleASCII(s string) bool {
+	for _, c := range []byte(s) {
+		if c <= ' ' || c > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+// retryAfter returns how long a 429 or 503 asks to wait, at most maxRetryAfter.
+func retryAfter(r *response) time.Duration {
+	if r.status != http.StatusTooManyRequests && r.status != http.StatusServiceUnavailable {
+		return 0
+	}
+	return ParseRetryAfter(r.header, time.Now())
+}
+
+// ParseRetryAfter returns how long the headers of an answer ask to wait, at
+// most 5 minutes, 0 if they do not: Retry-After as seconds or as a date
+// (RFC 9110 §10.2.3), X-Rate-Limit-Retry as Unix seconds (Voucherify), or
+// X-Ratelimit-Reset as seconds.
+func ParseRetryAfter(header http.Header, now time.Time) time.Duration {
+	if v := strings.TrimSpace(header.Get("Retry-After")); v != "" {
+		if wait, ok := waitOf(v, 0); ok {
+			return wait
+		}
+		if at, err := http.ParseTime(v); err == nil {
+			return clampWait(at.Sub(now).Seconds())
+		}
+	}
+	if wait, ok := waitOf(header.Get("X-Rate-Limit-Retry"), float64(now.UnixMilli())/1000); ok {
+		return wait
+	}
+	wait, _ := waitOf(header.Get("X-Ratelimit-Reset"), 0)
+	return wait
+}
+
+// waitOf reads v as a number of seconds after base.
+func waitOf(v string, base float64) (time.Duration, bool) {
+	seconds, err := strconv.ParseFloat(strings.TrimSpace(v), 64)
+	if err != nil || math.IsNaN(seconds) {
+		return 0, false
+	}
+	return clampWait(seconds - base), true
+}
+
+func clampWait(seconds float64) time.Duration {
+	switch {
+	case seconds <= 0:
+		return 0
+	case seconds >= maxRetryAfter.Seconds():
+		return maxRetryAfter
+	}
+	return time.Duration(seconds * float64(time.Second))
+}

@@ -1,0 +1,232 @@
+// Package understory issues tokens for the Understory API.
+package understory
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-egress/caddy-egress/internal/option"
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
+)
+
+const (
+	defaultAPIURL   = "https://api.understory.io"
+	defaultTokenURL = "https://api.auth.understory.io/oauth2/token" //nolint:gosec // no credential
+	defaultAudience = "https://api.understory.io"
+
+	// rateLimitWait is what Understory asks for after a 429, which has no
+	// header that says so: "back off for at least one minute".
+	rateLimitWait = time.Minute
+)
+
+func init() {
+	caddy.RegisterModule(Provider{})
+}
+
+// Provider issues tokens for the [Understory](https://understory.io) API by the
+// client credentials grant, with the credentials in the form
+// (`client_secret_post`), the one method Understory registers for its
+// integration keys. Make a key in Backoffice: Company settings → Integrations →
+// Create your own integration → Create new key.
+//
+// Understory documents no revocation and no introspection of tokens.
+type Provider struct {
+	// Client ID of the integration key. May be a placeholder such as
+	// `{env.UNDERSTORY_CLIENT_ID}`. Required.
+	ClientID string `json:"client_id,omitempty"`
+
+	// Secret key of the integration key, as a placeholder:
+	// `{env.UNDERSTORY_CLIENT_SECRET}` or `{file./run/secrets/understory}`. It
+	// stays a placeholder in the stored config and is read again at each token
+	// request. Required.
+	ClientSecret string `json:"client_secret,omitempty"`
+
+	// Scopes to ask for, such as `openid` and `marketing.read`. Without any,
+	// Understory issues a token without rights. Default: none.
+	Scopes []string `json:"scopes,omitempty"`
+
+	// Audience of the token. Default: `https://api.understory.io`.
+	Audience string `json:"audience,omitempty"`
+
+	// URL of the token endpoint.
+	// Default: `https://api.auth.understory.io/oauth2/token`.
+	TokenURL string `json:"token_url,omitempty"`
+
+	// URL of the API, as scheme://host[:port].
+	// Default: `https://api.understory.io`.
+	APIURL string `json:"api_url,omitempty"`
+
+	// Product that names your application to Understory, such as
+	// `My-Company/Marketing-Automation-App`. Sent as User-Agent with token
+	// requests, and with API requests whose client sent none.
+	// Default: `caddy-egress`, with token requests only.
+	UserAgent string `json:"user_agent,omitempty"`
+
+	clientID string // resolved at load
+}
+
+// CaddyModule returns the Caddy module information.
+func (Provider) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "egress.providers.understory",
+		New: func() caddy.Module { return new(Provider) },
+	}
+}
+
+// Provision resolves the placeholders, so that a credential without a value
+// fails when the config is loaded.
+func (p *Provider) Provision(caddy.Context) error {
+	if err := p.Validate(); err != nil {
+		return err
+	}
+	var err error
+	if p.clientID, err = option.Resolve("client_id", p.ClientID); err != nil {
+		return err
+	}
+	_, err = p.Secrets()
+	return err
+}
+
+// Validate returns an error that names the first option that is missing or wrong.
+func (p *Provider) Validate() error {
+	switch {
+	case p.ClientID == "":
+		return errors.New("client_id is required")
+	case p.ClientSecret == "":
+		return errors.New("client_secret is required")
+	}
+	if err := tokenprovider.CheckScopes(p.Scopes); err != nil {
+		return err
+	}
+	if err := option.Origin("api_url", p.apiURL()); err != nil {
+		return err
+	}
+	return option.Endpoint("token_url", p.tokenURL())
+}
+
+// API implements tokenprovider.Provider.
+func (p *Provider) API() tokenprovider.API {
+	return tokenprovider.API{
+		URL:           p.apiURL(),
+		UserAgent:     p.UserAgent,
+		RateLimitWait: rateLimitWait,
+		Error:         errorBody,
+	}
+}
+
+// Grant implements tokenprovider.Provider.
+func (p *Provider) Grant() tokenprovider.Grant {
+	return tokenprovider.Grant{
+		Provider:   "understory",
+		TokenURL:   p.tokenURL(),
+		ClientID:   p.clientID,
+		AuthMethod: "client_secret_post",
+		Scopes:     p.Scopes,
+		Audience:   []string{p.audience()},
+	}
+}
+
+// WithScopes implements tokenprovider.Provider.
+func (p *Provider) WithScopes(scopes []string) (tokenprovider.Provider, error) {
+	other := *p
+	other.Scopes = scopes
+	return &other, other.Validate()
+}
+
+// Secrets implements tokenprovider.Provider.
+func (p *Provider) Secrets() ([]tokenprovider.Secret, error) {
+	secret, err := option.ResolveSecret("client_secret", p.ClientSecret)
+	return []tokenprovider.Secret{secret}, err
+}
+
+// Token implements tokenprovider.Provider.
+func (p *Provider) Token(ctx context.Context, client *http.Client) (*tokenprovider.Token, error) {
+	id, err := option.Resolve("client_id", p.ClientID)
+	if err != nil {
+		return nil, err
+	}
+	secret, err := option.ResolveSecret("client_secret", p.ClientSecret)
+	if err != nil {
+		return nil, err
+	}
+	form := url.Values{
+		"grant_type":    {"client_credentials"},
+		"audience":      {p.audience()},
+		"client_id":     {id},
+		"client_secret": {secret.Reveal()},
+	}
+	if len(p.Scopes) > 0 {
+		form.Set("scope", strings.Join(p.Scopes, " "))
+	}
+	header := http.Header{}
+	if p.UserAgent != "" {
+		header.Set("User-Agent", p.UserAgent)
+	}
+	return tokenprovider.RequestToken(ctx, client, tokenprovider.Request{URL: p.tokenURL(), Header: header, Form: form})
+}
+
+func (p *Provider) apiURL() string   { return cmp.Or(p.APIURL, defaultAPIURL) }
+func (p *Provider) tokenURL() string { return cmp.Or(p.TokenURL, defaultTokenURL) }
+func (p *Provider) audience() string { return cmp.Or(p.Audience, defaultAudience) }
+
+// errorBody renders an error as the Understory API does.
+func errorBody(_ int, key, message string) (string, []byte) {
+	body, _ := json.Marshal(struct {
+		Code    string `json:"code"`
+		Message string `json:"message"`
+	}{key, message})
+	return "application/json", body
+}
+
+// UnmarshalCaddyfile sets up the provider from Caddyfile tokens. Syntax:
+//
+//	understory [<api_url>] {
+//	    client_id     <id>
+//	    client_secret <secret>
+//	    scopes        <scope...>
+//	    audience      <audience>
+//	    token_url     <url>
+//	    user_agent    <product>
+//	}
+func (p *Provider) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	return option.Block(d, p)
+}
+
+// UnmarshalOption reads the current subdirective if it is one of the provider's.
+func (p *Provider) UnmarshalOption(d *caddyfile.Dispenser) (bool, error) {
+	switch d.Val() {
+	case "api_url":
+		return true, option.String(d, &p.APIURL)
+	case "client_id":
+		return true, option.String(d, &p.ClientID)
+	case "client_secret":
+		return true, option.String(d, &p.ClientSecret)
+	case "scopes":
+		return true, option.Strings(d, &p.Scopes)
+	case "audience":
+		return true, option.String(d, &p.Audience)
+	case "token_url":
+		return true, option.String(d, &p.TokenURL)
+	case "user_agent":
+		return true, option.String(d, &p.UserAgent)
+	}
+	return false, nil
+}
+
+// Interface guards
+var (
+	_ tokenprovider.Provider = (*Provider)(nil)
+	_ caddy.Provisioner      = (*Provider)(nil)
+	_ caddy.Validator        = (*Provider)(nil)
+	_ caddyfile.Unmarshaler  = (*Provider)(nil)
+	_ option.Unmarshaler     = (*Provider)(nil)
+)

@@ -1,0 +1,13 @@
+package voucherify
+
+// scopesV1 are the scopes that Voucherify documents for OAuth v1. An operation
+// needs api or its first path segment after /v1/; under /client/v1/ client_api
+// or client_ and that segment.
+var scopesV1 = []string{
+	"api", "assets", "async-actions", "campaigns", "categories", "client_api", "client_consents", "client_customers",
+	"client_events", "client_promotions", "client_publish", "client_qualifications", "client_redeem", "client_redemptions",
+	"client_validate", "client_validations", "client_vouchers", "consents", "customers", "events", "exports", "locations",
+	"loyalties", "metadata-schemas", "orders", "product-collections", "products", "promotions", "publications",
+	"qualifications", "redemptions", "referrals", "rewards", "segments", "skus", "task-results", "templates", "trash-bin",
+	"validation-rules-assignments", "validation-rules", "validations", "vouchers",
+}

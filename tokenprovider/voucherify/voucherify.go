@@ -1,0 +1,348 @@
+// Package voucherify issues tokens for the Voucherify API.
+package voucherify
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-egress/caddy-egress/internal/option"
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
+)
+
+// regions are the shared clusters of Voucherify. A project lives in one of them.
+var regions = map[string]string{
+	"eu": "https://api.voucherify.io",
+	"us": "https://us1.api.voucherify.io",
+	"as": "https://as1.api.voucherify.io",
+}
+
+// credentialHeaders carry Voucherify's own credentials: keys of the server
+// side, of the client side and of the management API.
+var credentialHeaders = []string{
+	"X-App-Id", "X-App-Token",
+	"X-Client-Application-Id", "X-Client-Token",
+	"X-Management-Id", "X-Management-Token",
+}
+
+// credentialPaths make, show and end credentials. They do not accept tokens.
+var credentialPaths = []string{"/v1/oauth/", "/v2/oauth/", "/management/"}
+
+const (
+	oauthV1 = "v1"
+	oauthV2 = "v2"
+)
+
+func init() {
+	caddy.RegisterModule(Provider{})
+}
+
+// Provider issues tokens for the [Voucherify](https://www.voucherify.io) API by
+// [OAuth 2.0](https://docs.voucherify.io/api-reference/oauth/generate-oauth-20-token).
+//
+// With OAuth v1, the keys of an application go to `POST /v1/oauth/token` in the
+// headers `X-App-Id` and `X-App-Token`. Tokens live 15 minutes, inherit the
+// key's permissions and IP allow-list, and can be revoked and introspected. A
+// project has at most 1000 of them.
+//
+// OAuth v2 is EXPERIMENTAL here: an OAuth Service key goes to `POST
+// /v2/oauth/token` as `client_secret_basic`, with a project. Voucherify
+// documents no revocation and no introspection for it.
+type Provider struct {
+	// Application ID of the key. May be a placeholder such as
+	// `{env.VOUCHERIFY_APP_ID}`. Required.
+	AppID string `json:"app_id,omitempty"`
+
+	// Secret of the key, as a placeholder: `{env.VOUCHERIFY_APP_TOKEN}` or
+	// `{file./run/secrets/voucherify}`. It stays a placeholder in the stored
+	// config and is read again at each token request. Required.
+	AppToken string `json:"app_token,omitempty"`
+
+	// Scopes to ask for, such as `api` for all of the server side, or
+	// `vouchers` and `validations`. A scope of v1 that is not known is warned
+	// about and sent as it is. Required.
+	Scopes []string `json:"scopes,omitempty"`
+
+	// Region that the project lives in: `eu` (https://api.voucherify.io), `us`
+	// (https://us1.api.voucherify.io) or `as` (https://as1.api.voucherify.io).
+	// Calling another than the project's is answered 403. Default: `eu`.
+	Region string `json:"region,omitempty"`
+
+	// URL of a dedicated cluster, as scheme://host[:port], instead of a region.
+	// The token endpoint is always on the same host. Default: the region's.
+	APIURL string `json:"api_url,omitempty"`
+
+	// Version of Voucherify's OAuth: `v1`, or the experimental `v2`.
+	// Default: `v1`.
+	OAuth string `json:"oauth,omitempty"`
+
+	// Project to get tokens for. May be a placeholder. With v2 only, and
+	// required there.
+	ProjectID string `json:"project_id,omitempty"`
+
+	appID     string // resolved at load
+	projectID string // resolved at load
+}
+
+// CaddyModule returns the Caddy module information.
+func (Provider) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "egress.providers.voucherify",
+		New: func() caddy.Module { return new(Provider) },
+	}
+}
+
+// Provision resolves the placeholders, so that a credential without a value
+// fails when the config is loaded, and warns about scopes that are not known.
+func (p *Provider) Provision(ctx caddy.Context) error {
+	if err := p.Validate(); err != nil {
+		return err
+	}
+	var err error
+	if p.appID, err = option.Resolve("app_id", p.AppID); err != nil {
+		return err
+	}
+	if p.ProjectID != "" {
+		if p.projectID, err = option.Resolve("project_id", p.ProjectID); err != nil {
+			return err
+		}
+	}
+	if _, err := p.Secrets(); err != nil {
+		return err
+	}
+	if p.version() == oauthV2 {
+		ctx.Logger().Warn("oauth v2 of voucherify is experimental")
+		return nil
+	}
+	for _, warning := range p.UnknownScopes() {
+		ctx.Logger().Warn(warning, zap.Strings("scopes", p.Scopes))
+	}
+	return nil
+}
+
+// Validate returns an error that names the first option that is missing or wrong.
+func (p *Provider) Validate() error {
+	switch {
+	case p.AppID == "":
+		return errors.New("app_id is required")
+	case p.AppToken == "":
+		return errors.New("app_token is required")
+	case len(p.Scopes) == 0:
+		return errors.New("scopes is required; api stands for the whole server side")
+	}
+	for _, scope := range p.Scopes {
+		if strings.Contains(scope, ",") {
+			return fmt.Errorf("scopes: %q holds a comma; separate scopes by spaces", scope)
+		}
+	}
+	if err := tokenprovider.CheckScopes(p.Scopes); err != nil {
+		return err
+	}
+	if _, ok := regions[cmp.Or(p.Region, "eu")]; !ok {
+		return fmt.Errorf("region: %q is none of eu, us, as", p.Region)
+	}
+	if p.Region != "" && p.APIURL != "" {
+		return errors.New("region: a dedicated cluster, given by api_url, has none")
+	}
+	switch v := p.version(); {
+	case v != oauthV1 && v != oauthV2:
+		return fmt.Errorf("oauth: %q is neither v1 nor v2", p.OAuth)
+	case v == oauthV2 && p.ProjectID == "":
+		return errors.New("project_id is required with oauth v2")
+	case v == oauthV1 && p.ProjectID != "":
+		return errors.New("project_id: needs oauth v2")
+	}
+	return option.Origin("api_url", p.apiURL())
+}
+
+// API implements tokenprovider.Provider.
+func (p *Provider) API() tokenprovider.API {
+	return tokenprovider.API{
+		URL:               p.apiURL(),
+		CredentialHeaders: credentialHeaders,
+		CredentialPaths:   credentialPaths,
+		IgnoresCase:       true, // not documented; the safe reading of its paths
+		Error:             errorBody,
+	}
+}
+
+// Grant implements tokenprovider.Provider.
+func (p *Provider) Grant() tokenprovider.Grant {
+	g := tokenprovider.Grant{
+		Provider:   "voucherify",
+		TokenURL:   p.tokenURL(),
+		ClientID:   p.appID,
+		AuthMethod: "x_app_token",
+		Scopes:     p.Scopes,
+	}
+	if p.version() == oauthV2 {
+		g.AuthMethod = "client_secret_basic_raw"
+		g.Params = [][2]string{{"project_id", p.projectID}}
+	}
+	return g
+}
+
+// WithScopes implements tokenprovider.Provider.
+func (p *Provider) WithScopes(scopes []string) (tokenprovider.Provider, error) {
+	other := *p
+	other.Scopes = scopes
+	return &other, other.Validate()
+}
+
+// Secrets implements tokenprovider.Provider.
+func (p *Provider) Secrets() ([]tokenprovider.Secret, error) {
+	secret, err := option.ResolveSecret("app_token", p.AppToken)
+	return []tokenprovider.Secret{secret}, err
+}
+
+// Token implements tokenprovider.Provider.
+func (p *Provider) Token(ctx context.Context, client *http.Client) (*tokenprovider.Token, error) {
+	form := url.Values{
+		"grant_type": {"client_credentials"},
+		"scope":      {strings.Join(p.Scopes, " ")},
+	}
+	if p.version() == oauthV2 {
+		form.Set("project_id", p.projectID)
+	}
+	request, err := p.request(p.tokenURL(), form)
+	if err != nil {
+		return nil, err
+	}
+	return tokenprovider.RequestToken(ctx, client, request)
+}
+
+// Revoke implements tokenprovider.Revoker. 404 says that the token is not
+// known or no longer active: as good as revoked.
+func (p *Provider) Revoke(ctx context.Context, client *http.Client, token tokenprovider.Secret) error {
+	request, err := p.request(p.apiURL()+"/v1/oauth/token/revoke", url.Values{"access_token": {token.Reveal()}})
+	if err != nil {
+		return err
+	}
+	return tokenprovider.RequestRevocation(ctx, client, request, http.StatusNotFound)
+}
+
+// CanRevoke implements tokenprovider.Revoker.
+func (p *Provider) CanRevoke() bool { return p.version() == oauthV1 }
+
+// Introspect implements tokenprovider.Introspector.
+func (p *Provider) Introspect(ctx context.Context, client *http.Client, token tokenprovider.Secret) (*tokenprovider.Introspection, error) {
+	request, err := p.request(p.apiURL()+"/v1/oauth/introspect", url.Values{"access_token": {token.Reveal()}})
+	if err != nil {
+		return nil, err
+	}
+	return tokenprovider.RequestIntrospection(ctx, client, request)
+}
+
+// CanIntrospect implements tokenprovider.Introspector.
+func (p *Provider) CanIntrospect() bool { return p.version() == oauthV1 }
+
+// request authenticates form with the key, id and secret read together.
+func (p *Provider) request(endpoint string, form url.Values) (tokenprovider.Request, error) {
+	id, err := option.Resolve("app_id", p.AppID)
+	if err != nil {
+		return tokenprovider.Request{}, err
+	}
+	secret, err := option.ResolveSecret("app_token", p.AppToken)
+	if err != nil {
+		return tokenprovider.Request{}, err
+	}
+	header := http.Header{}
+	if p.version() == oauthV2 {
+		// documented as base64(app_id:app_secret), with no form-encoding before
+		header.Set("Authorization", tokenprovider.BasicAuthRaw(id, secret))
+	} else {
+		header.Set("X-App-Id", id)
+		header.Set("X-App-Token", secret.Reveal())
+	}
+	return tokenprovider.Request{URL: endpoint, Header: header, Form: form}, nil
+}
+
+func (p *Provider) version() string { return cmp.Or(p.OAuth, oauthV1) }
+func (p *Provider) apiURL() string  { return cmp.Or(p.APIURL, regions[cmp.Or(p.Region, "eu")]) }
+func (p *Provider) tokenURL() string {
+	return p.apiURL() + "/" + p.version() + "/oauth/token"
+}
+
+// UnknownScopes returns a warning for each scope that v1 does not document. The
+// list may grow, so such a scope is not an error.
+func (p *Provider) UnknownScopes() []string {
+	var warnings []string
+	for _, scope := range p.Scopes {
+		if p.version() != oauthV1 || slices.Contains(scopesV1, scope) {
+			continue
+		}
+		warning := fmt.Sprintf("voucherify documents no scope %q", scope)
+		if near := option.Nearest(scope, scopesV1); near != "" {
+			warning += fmt.Sprintf("; did you mean %q?", near)
+		}
+		warnings = append(warnings, warning)
+	}
+	return warnings
+}
+
+// errorBody renders an error as the Voucherify API does.
+func errorBody(status int, key, message string) (string, []byte) {
+	body, _ := json.Marshal(struct {
+		Code    int    `json:"code"`
+		Key     string `json:"key"`
+		Message string `json:"message"`
+	}{status, key, message})
+	return "application/json", body
+}
+
+// UnmarshalCaddyfile sets up the provider from Caddyfile tokens. Syntax:
+//
+//	voucherify [<api_url>] {
+//	    app_id     <id>
+//	    app_token  <secret>
+//	    scopes     <scope...>
+//	    region     eu|us|as
+//	    oauth      v1|v2
+//	    project_id <id>
+//	}
+func (p *Provider) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	return option.Block(d, p)
+}
+
+// UnmarshalOption reads the current subdirective if it is one of the provider's.
+func (p *Provider) UnmarshalOption(d *caddyfile.Dispenser) (bool, error) {
+	switch d.Val() {
+	case "api_url":
+		return true, option.String(d, &p.APIURL)
+	case "app_id":
+		return true, option.String(d, &p.AppID)
+	case "app_token":
+		return true, option.String(d, &p.AppToken)
+	case "scopes":
+		return true, option.Strings(d, &p.Scopes)
+	case "region":
+		return true, option.String(d, &p.Region)
+	case "oauth":
+		return true, option.String(d, &p.OAuth)
+	case "project_id":
+		return true, option.String(d, &p.ProjectID)
+	}
+	return false, nil
+}
+
+// Interface guards
+var (
+	_ tokenprovider.Provider     = (*Provider)(nil)
+	_ tokenprovider.Revoker      = (*Provider)(nil)
+	_ tokenprovider.Introspector = (*Provider)(nil)
+	_ caddy.Provisioner          = (*Provider)(nil)
+	_ caddy.Validator            = (*Provider)(nil)
+	_ caddyfile.Unmarshaler      = (*Provider)(nil)
+	_ option.Unmarshaler         = (*Provider)(nil)
+)

@@ -1,0 +1,150 @@
+package tokensource
+
+import (
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
+)
+
+// How long to wait after a failed token request. The wait doubles with each
+// failure in a row, up to a bound.
+const (
+	transientFirst   = 500 * time.Millisecond
+	transientMax     = 30 * time.Second // while a live token remains, or nobody wants one
+	transientStarved = 4 * time.Second  // while requests fail for lack of a token
+	refusedFirst     = 5 * time.Second
+	refusedMax       = time.Minute
+
+	// secretCheck is how often a refused credential is looked at for a changed secret.
+	secretCheck = time.Second
+)
+
+// Error says why there is no token.
+type Error struct {
+	// Credential is the credential's name.
+	Credential string
+
+	// Refused says that the authorization server will not issue a token until
+	// somebody changes the credential.
+	Refused bool
+
+	// RetryAfter is when the next token request is due, from now.
+	RetryAfter time.Duration
+
+	// Err is the failure of the last token request.
+	Err error
+}
+
+// Error implements error.
+func (e *Error) Error() string {
+	return "no token for credential " + e.Credential + ": " + e.Err.Error()
+}
+
+// Unwrap returns the failure of the last token request.
+func (e *Error) Unwrap() error { return e.Err }
+
+// failure is what a failed token request leaves behind.
+type failure struct {
+	err         error
+	class       tokenprovider.Class
+	count       int       // failures in a row
+	since       time.Time // of the first of them
+	at          time.Time // of the last of them
+	until       time.Time // the next token request is due
+	starved     time.Time // it is due then already if requests fail for lack of a token
+	asked       bool      // until is what the server asked for
+	fingerprint [32]byte  // of the secrets that were refused
+	checked     time.Time // the secrets were last compared with them
+}
+
+// after returns the failure that err is, given the one before it.
+func after(before *failure, err error, now time.Time, rateLimitWait time.Duration) *failure {
+	f := &failure{err: err, class: tokenprovider.Transient, count: 1, since: now, at: now}
+	if before != nil {
+		f.since = before.since
+	}
+
+	var retryAfter time.Duration
+	var providerErr *tokenprovider.Error
+	if errors.As(err, &providerErr) {
+		f.class = providerErr.Class
+		retryAfter = providerErr.RetryAfter
+		if providerErr.Status == 429 && retryAfter == 0 {
+			retryAfter = rateLimitWait
+		}
+	}
+	// another kind of failure is another story: its waits start over
+	if before != nil && (before.class == tokenprovider.Refused) == (f.class == tokenprovider.Refused) {
+		f.count = before.count + 1
+	}
+
+	first, limit := transientFirst, transientMax
+	if f.class == tokenprovider.Refused {
+		first, limit = refusedFirst, refusedMax
+	}
+	wait := backoff(f.count, first, limit)
+	if retryAfter > wait {
+		wait, f.asked = retryAfter, true
+	}
+	f.until = now.Add(wait)
+	f.starved = f.until
+	if f.class != tokenprovider.Refused {
+		f.starved = now.Add(backoff(f.count, first, transientStarved))
+	}
+	return f
+}
+
+// backoff returns the wait after the n-th failure in a row: doubled each time,
+// and up to a fifth shorter at random so that instances do not march in step.
+func backoff(n int, first, limit time.Duration) time.Duration {
+	wait := limit
+	if n < 16 { // far beyond any limit, and no overflow
+		wait = min(first<<(n-1), limit)
+	}
+	return wait - time.Duration(rand.Int64N(int64(wait)/5+1)) //nolint:gosec // no secret
+}
+
+// starve shortens the wait: requests fail for lack of a token.
+func (f *failure) starve() { f.cut(f.starved) }
+
+// cut ends the wait at the latest then, unless the server asked for it.
+func (f *failure) cut(then time.Time) {
+	if !f.asked && f.until.After(then) {
+		f.until = then
+	}
+}
+
+// error returns the failure as those without a token see it.
+func (f *failure) error(credential string, now time.Time) *Error {
+	return &Error{
+		Credential: credential,
+		Refused:    f.class == tokenprovider.Refused,
+		RetryAfter: max(f.until.Sub(now), 0),
+		Err:        f.err,
+	}
+}
+
+// budget bounds token requests whatever asks for them: a bucket of budgetSize,
+// refilled at one a second.
+type budget struct {
+	left float64
+	at   time.Time
+}
+
+const budgetSize = 5
+
+// take takes one token request out of the bucket and returns how long it has
+// to wait for it.
+func (b *budget) take(now time.Time) time.Duration {
+	if !b.at.IsZero() {
+		b.left = min(budgetSize, b.left+now.Sub(b.at).Seconds())
+	}
+	b.at = now
+	b.left--
+	if b.left >= 0 {
+		return 0
+	}
+	return time.Duration(-b.left * float64(time.Second))
+}

@@ -1,0 +1,133 @@
+package tokensource
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
+)
+
+// State is what outlives a config: the token of one credential, the token
+// request under way, and what failed before. Sources of several configs share
+// it while one replaces another. It holds nothing that belongs to a config.
+type State struct {
+	// current is the token in use, or nil. The hot path reads nothing else.
+	current atomic.Pointer[Token]
+
+	mu       sync.Mutex
+	flight   *flight       // the token request under way, or nil
+	failure  *failure      // of the last token request; nil once one succeeded
+	rejected *Token        // taken out of use by a 401, put back if no other can be had
+	hold     hold          // keeps 401 from asking for tokens again and again
+	budget   budget        // keeps anything from doing so
+	lastUse  time.Time     // about when a request last wanted a token
+	lifetime time.Duration // of the last token; 0 before the first
+	changed  chan struct{} // closed and replaced whenever any of this changes
+
+	ctx    context.Context // ends the flight when the state is freed
+	cancel context.CancelFunc
+}
+
+// NewState returns the state of a credential that has no token yet.
+func NewState() *State {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &State{
+		budget:  budget{left: budgetSize},
+		changed: make(chan struct{}),
+		ctx:     ctx,
+		cancel:  cancel,
+	}
+}
+
+// Close ends the token request under way, if any. Requests that still drain
+// can go on using the state.
+func (st *State) Close() { st.cancel() }
+
+// Current returns the live token, or nil.
+func (st *State) Current() *Token {
+	if t := st.current.Load(); t.live() {
+		return t
+	}
+	return nil
+}
+
+// String keeps a token out of whatever prints a state.
+func (st *State) String() string { return "tokensource.State" }
+
+// GoString implements fmt.GoStringer, for the same reason.
+func (st *State) GoString() string { return st.String() }
+
+// wake tells everyone who waits for a change to look again. mu is held.
+func (st *State) wake() {
+	close(st.changed)
+	st.changed = make(chan struct{})
+}
+
+// Token is a token in use.
+type Token struct {
+	tokenprovider.Token
+
+	header []string // the value of Authorization
+	jitter float64  // of the refresh, in [0,1)
+
+	// after401 says that a 401 made us ask for this token.
+	after401 bool
+	// held says that the API rejected it all the same. mu of the state is held.
+	held bool
+
+	used   atomic.Bool  // a request has carried it
+	worked atomic.Bool  // something but 401 came back for it
+	streak atomic.Int32 // 401 in a row
+}
+
+// Authorization returns the header's value, to be set as it is. It is shared:
+// the caller must not change it.
+func (t *Token) Authorization() []string { return t.header }
+
+func (t *Token) live() bool { return t != nil && time.Until(t.Expires) > 0 }
+
+func newToken(issued *tokenprovider.Token, jitter float64, after401 bool) *Token {
+	t := &Token{Token: *issued, jitter: jitter, after401: after401}
+	// always "Bearer": servers that say "bearer" mean the same, and some APIs
+	// compare case-sensitively. Capacity 1: an append cannot reach the next user.
+	t.header = []string{"Bearer " + issued.Value.Reveal()}[:1:1]
+	return t
+}
+
+// fingerprintKey makes fingerprints useless outside this process.
+var fingerprintKey = sync.OnceValue(func() []byte {
+	key := make([]byte, 32)
+	_, _ = rand.Read(key) // never fails
+	return key
+})
+
+// Fingerprint tells one set of secrets from another without revealing either:
+// an HMAC under a key of this process.
+func Fingerprint(secrets []tokenprovider.Secret) [32]byte {
+	mac := hmac.New(sha256.New, fingerprintKey())
+	for _, s := range secrets {
+		digest := sha256.Sum256([]byte(s.Reveal())) // fixed width: no two lists look alike
+		mac.Write(digest[:])
+	}
+	return [32]byte(mac.Sum(nil))
+}
+
+// narrower returns the scopes that were asked for and not granted.
+func narrower(asked, granted []string) []string {
+	if granted == nil { // not said means as asked, RFC 6749 §5.1
+		return nil
+	}
+	var missing []string
+	for _, scope := range asked {
+		if !slices.Contains(granted, scope) {
+			missing = append(missing, scope)
+		}
+	}
+	return missing
+}
