@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/dustin/go-humanize"
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -146,6 +147,23 @@ func Resolve(name, value string) (string, error) {
 func ResolveSecret(name, value string) (tokenprovider.Secret, error) {
 	resolved, err := Resolve(name, value)
 	return tokenprovider.NewSecret(resolved), err
+}
+
+// ResolveHeader is Resolve for a value that goes into a header as it is.
+func ResolveHeader(name, value string) (string, error) {
+	resolved, err := Resolve(name, value)
+	if err != nil {
+		return "", err
+	}
+	return resolved, Header(name, resolved)
+}
+
+// Header returns an error unless a header can carry value; it does not quote it.
+func Header(name, value string) error {
+	if !httpguts.ValidHeaderFieldValue(value) {
+		return fmt.Errorf("%s: the value holds characters that a header cannot carry", name)
+	}
+	return nil
 }
 
 // IsPlaceholder reports whether value is nothing but one placeholder, so that

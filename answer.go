@@ -1,0 +1,153 @@
+package egress
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
+	"github.com/caddy-egress/caddy-egress/tokensource"
+)
+
+// Keys of the gateway's own answers.
+const (
+	keyTokenUnavailable    = "token_unavailable"
+	keyCredentialRefused   = "credential_refused"
+	keyBadRequestTarget    = "bad_request_target"
+	keyMethodNotAllowed    = "method_not_allowed"
+	keyClientNotAllowed    = "client_not_allowed"
+	keyHostNotAllowed      = "host_not_allowed"
+	keyOriginNotAllowed    = "origin_not_allowed"
+	keyOperationNotAllowed = "operation_not_allowed"
+	keyAPIHostNotAllowed   = "api_host_not_allowed"
+)
+
+// proxyName is how the gateway calls itself in Proxy-Status (RFC 9209).
+const proxyName = "caddy-egress"
+
+// refusal is a request that the gateway answers itself.
+type refusal struct {
+	status     int
+	key        string
+	message    string        // for the client
+	detail     string        // for the log, beside the message
+	proxyError string        // the error type of RFC 9209 §2.3
+	retryAfter time.Duration // 0: none is sent
+	allow      string        // the Allow of a 405
+}
+
+// tokenRefusal is the refusal for lack of a token.
+func tokenRefusal(err *tokensource.Error) *refusal {
+	r := &refusal{
+		status:     http.StatusServiceUnavailable,
+		key:        keyTokenUnavailable,
+		proxyError: "proxy_internal_error",
+		retryAfter: max(err.RetryAfter, time.Second),
+	}
+	next := "retry later; the gateway keeps trying"
+	if err.Refused {
+		r = &refusal{status: http.StatusBadGateway, key: keyCredentialRefused, proxyError: "proxy_configuration_error"}
+		next = "the operator of the gateway has to correct the credential"
+	}
+	// the reason as far as the token endpoint's status and error code go: what
+	// it says beyond them, and network addresses, are for the log
+	reason := "no answer from the token endpoint"
+	var cause *tokenprovider.Error
+	switch {
+	case errors.As(err.Err, &cause) && cause.Err == nil:
+		reason = cause.Error()
+	case cause == nil:
+		reason = "the credential cannot be read"
+	}
+	r.message = fmt.Sprintf("no token for credential %s: %s; %s", err.Credential, reason, next)
+	return r
+}
+
+// refuse answers req, and logs that unless the token source already has.
+func (t *Transport) refuse(req *http.Request, r *refusal) (*http.Response, error) {
+	closeBody(req)
+	if r.key != keyTokenUnavailable && r.key != keyCredentialRefused {
+		if c := t.logger.Check(zap.WarnLevel, "refused a request"); c != nil {
+			c.Write(zap.String("outcome", r.key), zap.String("reason", r.message+r.detail), zap.String("remote_addr", req.RemoteAddr))
+		}
+	}
+
+	contentType, body := t.api.Error(r.status, r.key, r.message)
+	header := http.Header{
+		"Content-Type":   {contentType},
+		"Content-Length": {strconv.Itoa(len(body))},
+		"Cache-Control":  {"no-store"},
+		"Proxy-Status":   {fmt.Sprintf("%s; error=%s; details=%q", proxyName, r.proxyError, r.key)},
+	}
+	if r.retryAfter > 0 {
+		header.Set("Retry-After", strconv.Itoa(int(math.Ceil(r.retryAfter.Seconds()))))
+	}
+	if r.allow != "" {
+		header.Set("Allow", r.allow)
+	}
+	return &http.Response{
+		Status:        strconv.Itoa(r.status) + " " + http.StatusText(r.status),
+		StatusCode:    r.status,
+		Proto:         "HTTP/1.1",
+		ProtoMajor:    1,
+		ProtoMinor:    1,
+		Header:        header,
+		Body:          io.NopCloser(bytes.NewReader(body)),
+		ContentLength: int64(len(body)),
+		Request:       req,
+	}, nil
+}
+
+// cleanAnswer drops from an API's answer what only the gateway may say of itself.
+func cleanAnswer(resp *http.Response) *http.Response {
+	values, ok := resp.Header["Proxy-Status"]
+	if !ok {
+		return resp
+	}
+	var kept []string
+	for _, value := range values {
+		members := slices.DeleteFunc(splitList(value), func(member string) bool {
+			name, _, _ := strings.Cut(member, ";")
+			return strings.Trim(strings.TrimSpace(name), `"`) == proxyName
+		})
+		if len(members) > 0 {
+			kept = append(kept, strings.Join(members, ", "))
+		}
+	}
+	delete(resp.Header, "Proxy-Status")
+	if kept != nil {
+		resp.Header["Proxy-Status"] = kept
+	}
+	return resp
+}
+
+// splitList splits a structured field list (RFC 9651 §3.1) at its commas; those
+// inside of strings are none.
+func splitList(value string) []string {
+	var members []string
+	var quoted, escaped bool
+	start := 0
+	for i := range len(value) {
+		switch c := value[i]; {
+		case escaped:
+			escaped = false
+		case quoted && c == '\\':
+			escaped = true
+		case c == '"':
+			quoted = !quoted
+		case c == ',' && !quoted:
+			members = append(members, strings.TrimSpace(value[start:i]))
+			start = i + 1
+		}
+	}
+	return append(members, strings.TrimSpace(value[start:]))
+}

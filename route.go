@@ -1,0 +1,197 @@
+package egress
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// RouteOptions say who may use a route, and for what. In the egress app they
+// are the defaults of those that a route does not set.
+type RouteOptions struct {
+	// How much of a request body is kept to send it a second time after a 401,
+	// in bytes. A longer body is sent all the same and not replayed. `0` keeps
+	// none. Default: `1048576` (1 MiB).
+	ReplayBuffer *int64 `json:"replay_buffer,omitempty"`
+
+	// Addresses and ranges of the peers that are served, or `any`; `unix`
+	// stands for clients of a unix socket. It is the peer's own address that
+	// counts, never X-Forwarded-For.
+	// Default: `127.0.0.0/8`, `::1` and `unix`.
+	Clients []string `json:"clients,omitempty"`
+
+	// Hosts that may stand in a request's Host, without port, or `any`. It
+	// keeps web pages from reaching the gateway under a name of their own (DNS
+	// rebinding). Default: IP addresses, names without a dot, `localhost`, and
+	// names under `.localhost`, `.internal`, `.local`, `.lan`, `.home.arpa`,
+	// `.svc`, `.cluster.local` and `.test`.
+	Hosts []string `json:"hosts,omitempty"`
+
+	// Origins of web pages that are served, as scheme://host[:port]. Default:
+	// none; requests that browsers send for pages of another origin are refused.
+	Origins []string `json:"origins,omitempty"`
+
+	// Operations that are permitted. With one or more, every other is refused.
+	// Default: all, except the API's own credential endpoints, which are
+	// always refused.
+	Allow []Operation `json:"allow,omitempty"`
+
+	// Hosts that a token may be sent to, as host[:port]; a host without a port
+	// stands for the port of `api_url`. Over TLS the name that is verified
+	// counts, else the host that is dialed. A unix socket is given as
+	// unix//path. Default: that of `api_url`.
+	APIHosts []string `json:"api_hosts,omitempty"`
+
+	// Permits plain HTTP, and TLS without verification, to hosts other than
+	// this one, for tokens and secrets alike. Default: refused.
+	AllowHTTP bool `json:"allow_http,omitempty"`
+}
+
+// Operation is a set of requests by method and path.
+type Operation struct {
+	// Methods. Default: any.
+	Methods []string `json:"methods,omitempty"`
+
+	// Paths as of the `path` request matcher, of which one has to match. What
+	// is matched is the path as it is sent to the API.
+	Paths caddyhttp.MatchPath `json:"paths,omitempty"`
+}
+
+const (
+	anyValue  = "any"
+	unixValue = "unix"
+
+	defaultReplayBuffer = 1 << 20
+)
+
+// defaultClients are the peers served where nothing is said: this machine.
+var defaultClients = []string{"127.0.0.0/8", "::1", unixValue}
+
+// withDefaults returns the options with those of the app where the route sets none.
+func (o RouteOptions) withDefaults(app RouteOptions) RouteOptions {
+	if o.ReplayBuffer == nil {
+		o.ReplayBuffer = app.ReplayBuffer
+	}
+	if o.Clients == nil {
+		o.Clients = app.Clients
+	}
+	if o.Hosts == nil {
+		o.Hosts = app.Hosts
+	}
+	if o.Origins == nil {
+		o.Origins = app.Origins
+	}
+	if o.Allow == nil {
+		o.Allow = slices.Clone(app.Allow)
+	}
+	if o.APIHosts == nil {
+		o.APIHosts = app.APIHosts
+	}
+	o.AllowHTTP = o.AllowHTTP || app.AllowHTTP
+	return o
+}
+
+func (o RouteOptions) replayBuffer() int64 {
+	if o.ReplayBuffer == nil {
+		return defaultReplayBuffer
+	}
+	return *o.ReplayBuffer
+}
+
+// validate returns an error that names the first option that is wrong.
+func (o RouteOptions) validate() error {
+	if o.replayBuffer() < 0 {
+		return errors.New("replay_buffer: is below zero")
+	}
+	if _, err := parseClients(o.Clients); err != nil {
+		return err
+	}
+	for _, host := range o.Hosts {
+		if host == "" || strings.ContainsAny(host, "/*{}") || strings.Contains(host, ":") && net.ParseIP(host) == nil {
+			return fmt.Errorf("hosts: %q is no host name; give names without port, or any", host)
+		}
+	}
+	for _, origin := range o.Origins {
+		u, err := url.Parse(origin)
+		if err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.User != nil {
+			return fmt.Errorf("origins: %q is no origin such as https://app.example.com", origin)
+		}
+	}
+	for _, operation := range o.Allow {
+		if err := operation.validate(); err != nil {
+			return err
+		}
+	}
+	for _, host := range o.APIHosts {
+		if caddy.IsUnixNetwork(networkOf(host)) {
+			continue
+		}
+		if host == "" || strings.Contains(host, "://") || strings.ContainsAny(host, "/*{}") {
+			return fmt.Errorf("api_hosts: %q is no host[:port]", host)
+		}
+	}
+	return nil
+}
+
+func (o Operation) validate() error {
+	for _, method := range o.Methods {
+		if method == "" || strings.ToUpper(method) != method || strings.ContainsAny(method, " ,/") {
+			return fmt.Errorf("allow: %q is no list of methods such as GET,HEAD", method)
+		}
+	}
+	if len(o.Paths) == 0 {
+		return errors.New("allow: needs at least one path")
+	}
+	for _, path := range o.Paths {
+		if !strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "*") {
+			return fmt.Errorf("allow: path %q does not begin with a slash", path)
+		}
+	}
+	return nil
+}
+
+// clients is who is served, by peer address.
+type clients struct {
+	any    bool
+	unix   bool
+	ranges []netip.Prefix
+}
+
+func parseClients(values []string) (clients, error) {
+	var c clients
+	if values == nil {
+		values = defaultClients
+	}
+	for _, value := range values {
+		switch value {
+		case anyValue:
+			c.any = true
+			continue
+		case unixValue:
+			c.unix = true
+			continue
+		}
+		prefix, err := caddyhttp.CIDRExpressionToPrefix(value)
+		if err != nil {
+			return c, fmt.Errorf("clients: %q is no address or range such as 10.0.0.0/8, any or unix", value)
+		}
+		c.ranges = append(c.ranges, prefix.Masked())
+	}
+	return c, nil
+}
+
+// networkOf returns the network of a Caddy network address; empty for tcp hosts.
+func networkOf(address string) string {
+	network, _, found := strings.Cut(address, "/")
+	if !found {
+		return ""
+	}
+	return network
+}

@@ -1,0 +1,38 @@
+package tokensource_test
+
+import (
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-egress/caddy-egress/tokensource"
+)
+
+// BenchmarkToken measures the hot path: a live token at hand.
+func BenchmarkToken(b *testing.B) {
+	state := tokensource.NewState()
+	defer state.Close()
+	s := tokensource.New(tokensource.Options{Name: "test", Provider: &issuer{lifetime: time.Hour}, State: state, Logger: zap.NewNop()})
+	if _, err := s.Token(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	ctx := b.Context()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := s.Token(ctx); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkSince is the measure for BenchmarkToken: one look at the clock.
+func BenchmarkSince(b *testing.B) {
+	start := time.Now()
+	b.ReportAllocs()
+	for b.Loop() {
+		if time.Since(start) < 0 {
+			b.Fatal("time runs backwards")
+		}
+	}
+}
