@@ -48,6 +48,7 @@ func NewClient(roots *x509.CertPool) *http.Client {
 			ForceAttemptHTTP2:      true,
 			DisableCompression:     true, // answers are small, and identity is bounded as read
 			MaxResponseHeaderBytes: 64 << 10,
+			OnProxyConnectResponse: refusedByProxy,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
@@ -108,7 +109,7 @@ func RequestIntrospection(ctx context.Context, client *http.Client, r Request) (
 func post(ctx context.Context, client *http.Client, r Request) (*response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.URL, strings.NewReader(r.Form.Encode()))
 	if err != nil {
-		return nil, &Error{Class: Transient, Err: withoutURL(err)}
+		return nil, &Error{Class: Transient, Err: errors.New("the endpoint is no URL")}
 	}
 	for name, values := range r.Header {
 		req.Header[name] = values
@@ -116,8 +117,10 @@ func post(ctx context.Context, client *http.Client, r Request) (*response, error
 	if _, ok := req.Header["User-Agent"]; !ok {
 		req.Header.Set("User-Agent", DefaultUserAgent)
 	}
+	if _, ok := req.Header["Accept"]; !ok {
+		req.Header.Set("Accept", "application/json")
+	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	req.Header.Set("Accept", "application/json")
 
 	// token requests are rare: a connection kept between them would be stale
 	// when it is needed, and outlive the configuration
@@ -149,15 +152,45 @@ func networkError(ctx context.Context, err error) *Error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return &Error{Class: Transient, Err: errors.New("no answer within token_timeout")}
 	}
-	return &Error{Class: Transient, Err: withoutURL(err)}
+	return &Error{Class: Transient, Err: cause(err)}
 }
 
-// withoutURL drops the URL that net/http puts in front of an error: the token
-// endpoint is said elsewhere, and a query could hold anything.
-func withoutURL(err error) error {
-	var urlErr *url.Error
-	if errors.As(err, &urlErr) {
-		return urlErr.Err
+// cause returns what err may show. Faults of the network, of TLS and of a
+// certificate are told as they are, without the URL that net/http puts in front.
+// Other errors may quote what the other side sent, such as a line that is no
+// HTTP or a Location that is no URL, and are told in words of our own.
+func cause(err error) error {
+	for urlErr := (*url.Error)(nil); errors.As(err, &urlErr); {
+		err = urlErr.Err
 	}
-	return err
+	var (
+		network     net.Error
+		certificate *tls.CertificateVerificationError
+		record      tls.RecordHeaderError
+		proxy       proxyError
+	)
+	switch {
+	case errors.As(err, &network), errors.As(err, &certificate), errors.As(err, &record), errors.As(err, &proxy),
+		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
+		errors.Is(err, context.Canceled), errors.Is(err, http.ErrSchemeMismatch):
+		return err
+	}
+	return errors.New("the connection broke, or the answer is no valid HTTP")
+}
+
+// proxyError is the status with which a proxy refused to connect.
+type proxyError int
+
+// Error implements error.
+func (e proxyError) Error() string {
+	return fmt.Sprintf("the proxy of this host answered %d %s", int(e), http.StatusText(int(e)))
+}
+
+// refusedByProxy makes an error of a proxy's refusal before net/http makes one
+// of the proxy's own words.
+func refusedByProxy(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
+	if resp.StatusCode != http.StatusOK {
+		return proxyError(resp.StatusCode)
+	}
+	return nil
 }

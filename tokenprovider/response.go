@@ -3,6 +3,7 @@ package tokenprovider
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"math"
 	"net/http"
 	"strconv"
@@ -34,7 +35,7 @@ func parseToken(r *response) (*Token, error) {
 	}
 
 	raw, ok := fields["access_token"]
-	if !ok {
+	if !ok || isNull(raw) {
 		// some servers answer an error with 200
 		if code := failureCode(fields); code != "" {
 			return nil, &Error{Class: classOfCode(code), Status: r.status, Code: code, RetryAfter: retryAfter(r)}
@@ -186,7 +187,8 @@ func clampLifetime(seconds float64) time.Duration {
 	if seconds >= maxLifetime.Seconds() {
 		return maxLifetime
 	}
-	return time.Duration(seconds * float64(time.Second))
+	// not zero, however little it is
+	return max(time.Duration(seconds*float64(time.Second)), 1)
 }
 
 // parseSeconds reads a number such as 3600 or 3600.0, or a string of one.
@@ -194,11 +196,17 @@ func parseSeconds(raw json.RawMessage) (float64, bool) {
 	if s, ok := parseString(raw); ok {
 		raw = json.RawMessage(strings.TrimSpace(s))
 	}
-	seconds, err := strconv.ParseFloat(string(raw), 64)
-	if err != nil || math.IsNaN(seconds) || math.IsInf(seconds, 0) {
+	return parseNumber(string(raw))
+}
+
+// parseNumber reads a decimal number. One that is out of range is infinite,
+// but the word for it is no number.
+func parseNumber(s string) (float64, bool) {
+	if strings.ContainsAny(s, "nNxX_") {
 		return 0, false
 	}
-	return seconds, true
+	number, err := strconv.ParseFloat(s, 64)
+	return number, err == nil || errors.Is(err, strconv.ErrRange)
 }
 
 func parseString(raw json.RawMessage) (string, bool) {
@@ -253,8 +261,8 @@ func ParseRetryAfter(header http.Header, now time.Time) time.Duration {
 
 // waitOf reads v as a number of seconds after base.
 func waitOf(v string, base float64) (time.Duration, bool) {
-	seconds, err := strconv.ParseFloat(strings.TrimSpace(v), 64)
-	if err != nil || math.IsNaN(seconds) {
+	seconds, ok := parseNumber(strings.TrimSpace(v))
+	if !ok {
 		return 0, false
 	}
 	return clampWait(seconds - base), true

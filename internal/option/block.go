@@ -1,9 +1,11 @@
 package option
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
@@ -16,27 +18,67 @@ type Unmarshaler interface {
 }
 
 // Block reads `<name> [<api_url>] { … }`, every subdirective of which has to be
-// an option of u.
-func Block(d *caddyfile.Dispenser, u Unmarshaler) error {
-	d.Next() // the name
+// an option of the provider, and validates the provider.
+func Block(d *caddyfile.Dispenser, provider interface {
+	Unmarshaler
+	caddy.Validator
+}) error {
+	d.Next()
+	start := At(d)
+	name := d.Val()
 	if d.NextArg() {
-		if err := Set(d, u, "api_url"); err != nil {
+		if err := Set(d, provider, "api_url"); err != nil {
 			return err
 		}
 	}
 	if d.NextArg() {
-		return d.Errf("unexpected argument %q", d.Val())
+		return d.Errf("provider %s: unexpected argument %q", name, d.Val())
 	}
+	lines := make(Lines)
 	for d.NextBlock(0) {
-		known, err := u.UnmarshalOption(d)
+		lines.Add(d)
+		known, err := provider.UnmarshalOption(d)
 		if err != nil {
 			return err
 		}
 		if !known {
-			return d.Errf("unknown option %q", d.Val())
+			return d.Errf("provider %s: unknown option %q", name, d.Val())
 		}
 	}
+	if err := provider.Validate(); err != nil {
+		return lines.Of(err, start).Errf("provider %s: %w", name, err)
+	}
 	return nil
+}
+
+// At returns a dispenser of the current token alone, for errors that are about
+// all that begins there.
+func At(d *caddyfile.Dispenser) *caddyfile.Dispenser {
+	at := caddyfile.NewDispenser([]caddyfile.Token{d.Token()})
+	at.Next()
+	return at
+}
+
+// Lines are where the options of a block stand: by name, and where an option
+// may be given more than once also by name and first argument.
+type Lines map[string]*caddyfile.Dispenser
+
+// Add notes the current subdirective.
+func (l Lines) Add(d *caddyfile.Dispenser) {
+	name, at := d.Val(), At(d)
+	l[name] = at
+	if d.NextArg() {
+		l[name+" "+d.Val()] = at
+		d.Prev()
+	}
+}
+
+// Of returns where the option stands that err is about, by which an error
+// begins, or start if it is not given.
+func (l Lines) Of(err error, start *caddyfile.Dispenser) *caddyfile.Dispenser {
+	subject, _, _ := strings.Cut(err.Error(), ":")
+	name, _, _ := strings.Cut(subject, " ")
+	return cmp.Or(l[subject], l[name], start)
 }
 
 // Set reads the current argument as if it were the value of the option name.

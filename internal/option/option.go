@@ -31,7 +31,7 @@ func String(d *caddyfile.Dispenser, v *string) error {
 		return d.Errf("%s: is empty", name)
 	}
 	*v = d.Val()
-	return end(d, name)
+	return End(d, name)
 }
 
 // Strings reads the arguments of the current subdirective, at least one, into v.
@@ -50,7 +50,7 @@ func Strings(d *caddyfile.Dispenser, v *[]string) error {
 		}
 	}
 	*v = args
-	return end(d, name)
+	return End(d, name)
 }
 
 // Pair reads the name and the value that are the current subdirective's two
@@ -58,8 +58,11 @@ func Strings(d *caddyfile.Dispenser, v *[]string) error {
 func Pair(d *caddyfile.Dispenser, v *map[string]string) error {
 	option := d.Val()
 	var name, value string
-	if !d.Args(&name, &value) {
+	if !d.Args(&name, &value) || name == "" {
 		return d.Errf("%s: needs a name and a value", option)
+	}
+	if value == "" {
+		return d.Errf("%s %s: is empty", option, name)
 	}
 	if _, ok := (*v)[name]; ok {
 		return d.Errf("%s %s is already given", option, name)
@@ -68,7 +71,7 @@ func Pair(d *caddyfile.Dispenser, v *map[string]string) error {
 		*v = make(map[string]string)
 	}
 	(*v)[name] = value
-	return end(d, option)
+	return End(d, option)
 }
 
 // Duration reads the one argument of the current subdirective, a duration
@@ -89,7 +92,7 @@ func Duration(d *caddyfile.Dispenser, v *caddy.Duration) error {
 		return d.Errf("%s: must be above zero", name)
 	}
 	*v = caddy.Duration(duration)
-	return end(d, name)
+	return End(d, name)
 }
 
 // Size reads the one argument of the current subdirective, a number of bytes
@@ -108,7 +111,7 @@ func Size(d *caddyfile.Dispenser, v **int64) error {
 	}
 	bytes := int64(size) //nolint:gosec // bounded above
 	*v = &bytes
-	return end(d, name)
+	return End(d, name)
 }
 
 // Flag reads the current subdirective, which has no argument, into v.
@@ -118,11 +121,11 @@ func Flag(d *caddyfile.Dispenser, v *bool) error {
 		return d.Errf("%s is already given", name)
 	}
 	*v = true
-	return end(d, name)
+	return End(d, name)
 }
 
-// end makes sure that nothing follows the current subdirective.
-func end(d *caddyfile.Dispenser, name string) error {
+// End makes sure that nothing follows the current subdirective, name.
+func End(d *caddyfile.Dispenser, name string) error {
 	if d.NextArg() {
 		return d.Errf("%s: unexpected argument %q", name, d.Val())
 	}

@@ -156,17 +156,25 @@ func (p *Provider) Validate() error {
 		}
 	}
 	for name := range p.Params {
+		if name == "" {
+			return errors.New("param: the name is empty")
+		}
 		if slices.Contains(ownParams, name) {
 			return fmt.Errorf("param %s: has an option of its own", name)
 		}
 	}
+	names := make(map[string]bool, len(p.Headers))
 	for name := range p.Headers {
-		if !httpguts.ValidHeaderFieldName(name) {
+		canonical := http.CanonicalHeaderKey(name)
+		switch {
+		case !httpguts.ValidHeaderFieldName(name):
 			return fmt.Errorf("header %q: is no header name", name)
-		}
-		if slices.Contains(ownHeaders, http.CanonicalHeaderKey(name)) {
+		case slices.Contains(ownHeaders, canonical):
 			return fmt.Errorf("header %s: cannot be set", name)
+		case names[canonical]:
+			return fmt.Errorf("header %s: is given twice", canonical)
 		}
+		names[canonical] = true
 	}
 	return nil
 }
@@ -298,11 +306,8 @@ func (p *Provider) request(endpoint string, form url.Values) (tokenprovider.Requ
 
 // headerValue returns the value of a further header as it is now.
 func (p *Provider) headerValue(name string) (tokenprovider.Secret, error) {
-	value, err := option.ResolveSecret("header "+name, p.Headers[name])
-	if err == nil && !httpguts.ValidHeaderFieldValue(value.Reveal()) {
-		err = fmt.Errorf("header %s: the value holds characters that a header cannot carry", name)
-	}
-	return value, err
+	value, err := option.ResolveHeader("header "+name, p.Headers[name])
+	return tokenprovider.NewSecret(value), err
 }
 
 func (p *Provider) authMethod() string { return cmp.Or(p.AuthMethod, basic) }

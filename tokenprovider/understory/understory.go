@@ -110,7 +110,10 @@ func (p *Provider) Validate() error {
 	if err := option.Origin("api_url", p.apiURL()); err != nil {
 		return err
 	}
-	return option.Endpoint("token_url", p.tokenURL())
+	if err := option.Endpoint("token_url", p.tokenURL()); err != nil {
+		return err
+	}
+	return option.Header("user_agent", p.UserAgent)
 }
 
 // API implements tokenprovider.Provider.

@@ -110,16 +110,13 @@ func (p *Provider) Provision(ctx caddy.Context) error {
 		return err
 	}
 	var err error
-	if p.appID, err = option.Resolve("app_id", p.AppID); err != nil {
+	if p.appID, _, err = p.key(); err != nil {
 		return err
 	}
 	if p.ProjectID != "" {
 		if p.projectID, err = option.Resolve("project_id", p.ProjectID); err != nil {
 			return err
 		}
-	}
-	if _, err := p.Secrets(); err != nil {
-		return err
 	}
 	if p.version() == oauthV2 {
 		ctx.Logger().Warn("oauth v2 of voucherify is experimental")
@@ -202,7 +199,7 @@ func (p *Provider) WithScopes(scopes []string) (tokenprovider.Provider, error) {
 
 // Secrets implements tokenprovider.Provider.
 func (p *Provider) Secrets() ([]tokenprovider.Secret, error) {
-	secret, err := option.ResolveSecret("app_token", p.AppToken)
+	_, secret, err := p.key()
 	return []tokenprovider.Secret{secret}, err
 }
 
@@ -247,13 +244,22 @@ func (p *Provider) Introspect(ctx context.Context, client *http.Client, token to
 // CanIntrospect implements tokenprovider.Introspector.
 func (p *Provider) CanIntrospect() bool { return p.version() == oauthV1 }
 
+// key returns id and secret as they are now. With v1 both go into headers.
+func (p *Provider) key() (id string, secret tokenprovider.Secret, err error) {
+	resolve := option.ResolveHeader
+	if p.version() == oauthV2 {
+		resolve = option.Resolve
+	}
+	if id, err = resolve("app_id", p.AppID); err != nil {
+		return "", secret, err
+	}
+	value, err := resolve("app_token", p.AppToken)
+	return id, tokenprovider.NewSecret(value), err
+}
+
 // request authenticates form with the key, id and secret read together.
 func (p *Provider) request(endpoint string, form url.Values) (tokenprovider.Request, error) {
-	id, err := option.Resolve("app_id", p.AppID)
-	if err != nil {
-		return tokenprovider.Request{}, err
-	}
-	secret, err := option.ResolveSecret("app_token", p.AppToken)
+	id, secret, err := p.key()
 	if err != nil {
 		return tokenprovider.Request{}, err
 	}

@@ -1,0 +1,238 @@
+package tokenprovider
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddy-egress/caddy-egress/tokenprovider/internal/wiretest"
+)
+
+func TestBasicAuth(t *testing.T) {
+	for _, test := range []struct{ id, secret, encoded, raw string }{
+		{"id", "s3cret", "Basic aWQ6czNjcmV0", "Basic aWQ6czNjcmV0"},
+		{"i d", "a:b", "Basic aStkOmElM0Fi", "Basic aSBkOmE6Yg=="},
+		{"id", "a~b-c_d.e", "Basic aWQ6YX5iLWNfZC5l", "Basic aWQ6YX5iLWNfZC5l"},
+	} {
+		if got := BasicAuth(test.id, NewSecret(test.secret)); got != test.encoded {
+			t.Errorf("%s:%s: got %s, want %s", test.id, test.secret, got, test.encoded)
+		}
+		if got := BasicAuthRaw(test.id, NewSecret(test.secret)); got != test.raw {
+			t.Errorf("%s:%s raw: got %s, want %s", test.id, test.secret, got, test.raw)
+		}
+	}
+}
+
+func TestRedirectsAreNotFollowed(t *testing.T) {
+	other := wiretest.Serve(t, wiretest.Granted)
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		for _, location := range []string{other.URL + "/?MARKER", "//" + strings.TrimPrefix(other.URL, "http://"), ""} {
+			answer := fmt.Sprintf("HTTP/1.1 %d Moved\r\nLocation: %s\r\n\r\n", status, location)
+			server := wiretest.Serve(t, answer)
+			for name, do := range requests(t, server.URL) {
+				var e *Error
+				if err := do(NewClient(nil)); !errors.As(err, &e) || e.Class != Refused || e.Status != status {
+					t.Errorf("%s answered %d: got %v", name, status, err)
+					continue
+				}
+				noLeak(t, e)
+			}
+		}
+	}
+	if got := other.Requests(); len(got) != 0 {
+		t.Errorf("the other server got %d requests, such as %s", len(got), got[0])
+	}
+}
+
+// requests returns every kind of request to the server at url.
+func requests(t *testing.T, url string) map[string]func(*http.Client) error {
+	return map[string]func(*http.Client) error{
+		"token": func(c *http.Client) error {
+			_, err := RequestToken(t.Context(), c, request(url))
+			return err
+		},
+		"revocation": func(c *http.Client) error {
+			return RequestRevocation(t.Context(), c, request(url))
+		},
+		"introspection": func(c *http.Client) error {
+			_, err := RequestIntrospection(t.Context(), c, request(url))
+			return err
+		},
+	}
+}
+
+// What is no HTTP, or breaks off, is transient; nothing of it is told.
+func TestBrokenAnswers(t *testing.T) {
+	const ok = "HTTP/1.1 200 OK\r\n"
+	for answer, want := range map[string]string{
+		"":                                       "EOF",
+		"MARKER s3cret\r\n\r\n":                  "no valid HTTP",
+		"HTTP/1.1 MARKER\r\n\r\n":                "no valid HTTP",
+		ok + "MARKER\r\n\r\n":                    "no valid HTTP",
+		ok + "Content-Length: MARKER\r\n\r\n":    "no valid HTTP",
+		ok + "Transfer-Encoding: MARKER\r\n\r\n": "no valid HTTP",
+		"HTTP/1.1 302 Found\r\nLocation: http://MARKER.example/%zz\r\n\r\n":          "no valid HTTP",
+		ok + "Content-Length: 99\r\n\r\n{\"access_token\":\"MARKER\"}":               "reading the answer: unexpected EOF",
+		ok + "Transfer-Encoding: chunked\r\n\r\nMARKER\r\n":                          "no valid HTTP",
+		ok + "X: " + strings.Repeat("MARKER", 20_000) + "\r\n\r\n":                   "no valid HTTP",
+		"HTTP/1.1 401 Unauthorized\r\nContent-Length: 99\r\n\r\n{\"error\":\"MARKER": "reading the answer: unexpected EOF",
+	} {
+		server := wiretest.Serve(t, answer)
+		for name, do := range requests(t, server.URL) {
+			var e *Error
+			if err := do(NewClient(nil)); !errors.As(err, &e) || e.Class != Transient || !strings.Contains(e.Error(), want) {
+				t.Errorf("%s answered %.80q: got %v, want %s", name, answer, err, want)
+				continue
+			}
+			noLeak(t, e)
+		}
+	}
+}
+
+func TestNoAnswer(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := "http://userinf0:s3cret@" + listener.Addr().String() + "/MARKER"
+	_ = listener.Close()
+	for target, want := range map[string]string{
+		closed:                                "refused",
+		"http://userinf0:pa/MARKER@x.example": "no URL",
+		"http://userinf0:%zzMARKER@x.example": "no URL",
+		"marker://userinf0:s3cret@x.example":  "no valid HTTP",
+	} {
+		for name, do := range requests(t, target) {
+			var e *Error
+			if err := do(NewClient(nil)); !errors.As(err, &e) || e.Class != Transient || e.Status != 0 || !strings.Contains(e.Error(), want) {
+				t.Errorf("%s to %s: got %v, want %s", name, target, err, want)
+				continue
+			}
+			noLeak(t, e)
+		}
+	}
+}
+
+func TestDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := NewClient(nil)
+		client.Transport = roundTrip(func(r *http.Request) (*http.Response, error) {
+			<-r.Context().Done()
+			return nil, r.Context().Err()
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		start := time.Now()
+		_, err := RequestToken(ctx, client, request("http://auth.example"))
+		var e *Error
+		if !errors.As(err, &e) || e.Class != Transient || !strings.Contains(e.Error(), "no answer within token_timeout") {
+			t.Errorf("got %v", err)
+		}
+		if took := time.Since(start); took != 10*time.Second {
+			t.Errorf("took %v", took)
+		}
+
+		ctx, cancel = context.WithCancel(t.Context())
+		cancel()
+		if _, err := RequestToken(ctx, client, request("http://auth.example")); !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled: got %v", err)
+		}
+	})
+}
+
+func TestTLS(t *testing.T) {
+	serve := func(maxVersion uint16) (*httptest.Server, *x509.CertPool) {
+		server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, `{"access_token":"tok-1"}`)
+		}))
+		server.TLS = &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: maxVersion} //nolint:gosec // what must be refused
+		server.Config.ErrorLog = log.New(io.Discard, "", 0)
+		server.StartTLS()
+		t.Cleanup(server.Close)
+		roots := x509.NewCertPool()
+		roots.AddCert(server.Certificate())
+		return server, roots
+	}
+	server, roots := serve(tls.VersionTLS13)
+	old, oldRoots := serve(tls.VersionTLS11)
+	plain := httptest.NewServer(http.NotFoundHandler())
+	defer plain.Close()
+
+	if _, err := RequestToken(t.Context(), NewClient(roots), request(server.URL)); err != nil {
+		t.Errorf("with its CA: %v", err)
+	}
+	for name, test := range map[string]struct {
+		url   string
+		roots *x509.CertPool
+		want  string
+	}{
+		"unknown CA":   {server.URL, nil, "certificate"},
+		"wrong name":   {strings.Replace(server.URL, "127.0.0.1", "localhost", 1), roots, "not localhost"},
+		"TLS 1.1":      {old.URL, oldRoots, "protocol version"},
+		"plain server": {strings.Replace(plain.URL, "http", "https", 1), roots, "HTTP response to HTTPS client"},
+	} {
+		_, err := RequestToken(t.Context(), NewClient(test.roots), request(test.url))
+		var e *Error
+		if !errors.As(err, &e) || e.Class != Transient || !strings.Contains(e.Error(), test.want) {
+			t.Errorf("%s: got %v, want %s", name, err, test.want)
+			continue
+		}
+		noLeak(t, e)
+	}
+}
+
+func TestProxyRefuses(t *testing.T) {
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusProxyAuthRequired)
+		_, _ = io.WriteString(w, "MARKER")
+	}))
+	defer proxy.Close()
+	client := NewClient(nil)
+	client.Transport.(*http.Transport).Proxy = func(*http.Request) (*url.URL, error) {
+		return url.Parse(strings.Replace(proxy.URL, "://", "://userinf0:s3cret@", 1))
+	}
+	_, err := RequestToken(t.Context(), client, request("https://auth.example"))
+	var e *Error
+	if !errors.As(err, &e) || e.Class != Transient || !strings.Contains(e.Error(), "proxy of this host answered 407 Proxy Authentication Required") {
+		t.Fatalf("got %v", err)
+	}
+	noLeak(t, e)
+}
+
+// A connection that is kept between token requests outlives a configuration.
+func TestNoConnectionIsKept(t *testing.T) {
+	closed := make(chan struct{}, 1)
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		const body = `{"access_token":"tok-1"}`
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		_, _ = io.WriteString(w, body)
+	}))
+	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateClosed {
+			closed <- struct{}{}
+		}
+	}
+	server.Start()
+	defer server.Close()
+	if _, err := RequestToken(t.Context(), NewClient(nil), request(server.URL)); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-closed:
+	case <-time.After(10 * time.Second):
+		t.Error("the connection is still open")
+	}
+}
