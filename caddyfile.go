@@ -25,6 +25,7 @@ type providerModule interface {
 	caddy.Module
 	caddy.Validator
 	tokenprovider.Provider
+	caddyfile.Unmarshaler
 	option.Unmarshaler
 }
 
@@ -95,7 +96,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 
 // unmarshalCredential reads `credential <name> <provider> [<api_url>] { … }`.
 func (a *App) unmarshalCredential(d *caddyfile.Dispenser) error {
-	start := position(d)
+	start := option.At(d)
 	if !d.NextArg() {
 		return d.Errf("credential: needs a name and a provider (%s)", strings.Join(providerNames(), ", "))
 	}
@@ -114,13 +115,15 @@ func (a *App) unmarshalCredential(d *caddyfile.Dispenser) error {
 		return d.Errf("credential %s: %q is no provider; there are %s", name, d.Val(), strings.Join(providerNames(), ", "))
 	}
 	providerName := d.Val()
-	if err := apiURLArg(d, provider); err != nil {
+	if err := apiURLArg(d, provider, "credential "+name); err != nil {
 		return err
 	}
 
 	credential := new(Credential)
+	lines := make(option.Lines)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		subdirective := d.Val()
+		lines.Add(d)
 		known, err := firstOf(d, provider, credential)
 		if err != nil {
 			return err
@@ -130,7 +133,7 @@ func (a *App) unmarshalCredential(d *caddyfile.Dispenser) error {
 		}
 	}
 	if err := provider.Validate(); err != nil {
-		return start.Errf("credential %s: %w", name, err)
+		return lines.Of(err, start).Errf("credential %s: %w", name, err)
 	}
 	credential.ProviderRaw = caddyconfig.JSONModuleObject(provider, "name", providerName, nil)
 	if a.Credentials == nil {
@@ -179,7 +182,7 @@ func (a *App) unmarshalCredential(d *caddyfile.Dispenser) error {
 func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	d := h.Dispenser
 	d.Next() // the directive's name
-	start := position(d)
+	start := option.At(d)
 	if !d.NextArg() {
 		return nil, d.Errf("egress: needs a credential or a provider (%s)", strings.Join(providerNames(), ", "))
 	}
@@ -188,7 +191,7 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 	t := new(Transport)
 	provider, inline := newProvider(name)
 	if inline {
-		if err := apiURLArg(d, provider); err != nil {
+		if err := apiURLArg(d, provider, "egress "+name); err != nil {
 			return nil, err
 		}
 	} else {
@@ -198,7 +201,7 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 		}
 		t.CredentialName = name
 		if d.NextArg() {
-			return nil, d.Errf("egress: unexpected argument %q; the api_url of a credential belongs where it is defined", d.Val())
+			return nil, d.Errf("egress %s: unexpected argument %q; the api_url of a credential belongs where it is defined", name, d.Val())
 		}
 	}
 
@@ -207,8 +210,11 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 		owners = append(owners, provider, &t.Credential)
 	}
 	var rest []caddyfile.Token
-	upstreams := false
+	lines := make(option.Lines)
+	upstreams, transport := false, false
 	for d.NextBlock(0) {
+		at := option.At(d)
+		lines.Add(d)
 		if !inline && d.Val() == "scopes" {
 			if err := option.Strings(d, &t.Scopes); err != nil {
 				return nil, err
@@ -222,20 +228,35 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 		if known {
 			continue
 		}
-		upstreams = upstreams || d.Val() == "to"
-		rest = append(rest, d.NextSegment()...)
+		if !inline && isOption(d, provider) {
+			return nil, d.Errf("egress %s: %s belongs where the credential is defined, in the global option", name, d.Val())
+		}
+		segment := d.NextSegment()
+		switch segment[0].Text {
+		case "to":
+			upstreams = true
+		case "transport":
+			switch {
+			case transport:
+				return nil, at.Errf("egress %s: transport is already given", name)
+			case len(segment) > 1 && segment[1].Text != "http":
+				return nil, at.Errf("egress %s: transport %s: only http can be given here, for its options", name, segment[1].Text)
+			}
+			transport = true
+		}
+		rest = append(rest, segment...)
 	}
 
 	scoped := tokenprovider.Provider(provider)
 	if inline {
 		if err := provider.Validate(); err != nil {
-			return nil, start.Errf("egress %s: %w", name, err)
+			return nil, lines.Of(err, start).Errf("egress %s: %w", name, err)
 		}
 		t.ProviderRaw = caddyconfig.JSONModuleObject(provider, "name", name, nil)
 	} else if t.Scopes != nil {
 		var err error
 		if scoped, err = provider.WithScopes(t.Scopes); err != nil {
-			return nil, start.Errf("egress %s: %w", name, err)
+			return nil, lines.Of(err, start).Errf("egress %s: %w", name, err)
 		}
 	}
 
@@ -243,30 +264,21 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 	if !upstreams {
 		args = []string{scoped.API().URL}
 	}
-	return proxy(h, t, start, args, rest)
+	return proxy(h, t, delegate(start, "reverse_proxy", args, rest, d.Token()))
 }
 
-// proxy returns the reverse_proxy that args and rest make, with t for its
-// transport. The transport is wrapped after parsing: for an https upstream
-// reverse_proxy makes one of its own.
-func proxy(h httpcaddyfile.Helper, t *Transport, start *caddyfile.Dispenser, args []string, rest []caddyfile.Token) (caddyhttp.MiddlewareHandler, error) {
+// proxy returns the reverse_proxy that d describes, with t for its transport.
+// The transport is wrapped after parsing: for an https upstream reverse_proxy
+// makes one of its own.
+func proxy(h httpcaddyfile.Helper, t *Transport, d *caddyfile.Dispenser) (caddyhttp.MiddlewareHandler, error) {
 	handler := new(reverseproxy.Handler)
-	if err := handler.UnmarshalCaddyfile(delegate(start.Token(), "reverse_proxy", args, rest)); err != nil {
+	if err := handler.UnmarshalCaddyfile(d); err != nil {
 		return nil, err
 	}
 	if err := handler.FinalizeUnmarshalCaddyfile(h); err != nil {
 		return nil, err
 	}
 	if handler.TransportRaw != nil {
-		var protocol struct {
-			Name string `json:"protocol"`
-		}
-		if err := json.Unmarshal(handler.TransportRaw, &protocol); err != nil {
-			return nil, err
-		}
-		if protocol.Name != "http" {
-			return nil, start.Errf("egress: transport %s cannot carry a token; use transport http", protocol.Name)
-		}
 		if err := json.Unmarshal(handler.TransportRaw, &t.HTTPTransport); err != nil {
 			return nil, err
 		}
@@ -306,23 +318,31 @@ func proxy(h httpcaddyfile.Helper, t *Transport, start *caddyfile.Dispenser, arg
 //	}
 func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the transport's name
-	start := position(d)
+	start := option.At(d)
 	if d.NextArg() {
 		return d.Errf("transport egress: unexpected argument %q", d.Val())
 	}
 	var rest []caddyfile.Token
+	var scopes, tokenOption *caddyfile.Dispenser // where they stand
 	for d.NextBlock(0) {
+		at := option.At(d)
 		var err error
 		known := true
 		switch d.Val() {
 		case "credential":
 			err = option.String(d, &t.CredentialName)
 		case "scopes":
+			scopes = at
 			err = option.Strings(d, &t.Scopes)
 		case "provider":
 			err = t.unmarshalProvider(d)
 		default:
-			known, err = firstOf(d, &t.RouteOptions, &t.Credential)
+			if known, err = t.RouteOptions.UnmarshalOption(d); known {
+				break
+			}
+			if known, err = t.Credential.UnmarshalOption(d); known {
+				tokenOption = at
+			}
 		}
 		if err != nil {
 			return err
@@ -337,14 +357,15 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	case t.CredentialName != "" && t.ProviderRaw != nil:
 		return start.Errf("transport egress: credential and provider exclude each other")
 	case t.Scopes != nil && t.ProviderRaw != nil:
-		return start.Errf("transport egress: scopes belong to the provider")
+		return scopes.Errf("transport egress: scopes belong to the provider")
+	case t.CredentialName != "" && tokenOption != nil:
+		return tokenOption.Errf("transport egress: %s belongs where the credential is defined, in the global option", tokenOption.Val())
 	}
-	return t.HTTPTransport.UnmarshalCaddyfile(delegate(start.Token(), "http", nil, rest))
+	return t.HTTPTransport.UnmarshalCaddyfile(delegate(start, "http", nil, rest, d.Token()))
 }
 
 // unmarshalProvider reads `provider <provider> [<api_url>] { … }`.
 func (t *Transport) unmarshalProvider(d *caddyfile.Dispenser) error {
-	start := position(d)
 	if t.ProviderRaw != nil {
 		return d.Err("provider is already given")
 	}
@@ -356,11 +377,8 @@ func (t *Transport) unmarshalProvider(d *caddyfile.Dispenser) error {
 	if !ok {
 		return d.Errf("provider: %q is none of %s", name, strings.Join(providerNames(), ", "))
 	}
-	if err := provider.(caddyfile.Unmarshaler).UnmarshalCaddyfile(d.NewFromNextSegment()); err != nil {
+	if err := provider.UnmarshalCaddyfile(d.NewFromNextSegment()); err != nil {
 		return err
-	}
-	if err := provider.Validate(); err != nil {
-		return start.Errf("provider %s: %w", name, err)
 	}
 	t.ProviderRaw = caddyconfig.JSONModuleObject(provider, "name", name, nil)
 	return nil
@@ -401,7 +419,7 @@ func (o *RouteOptions) UnmarshalOption(d *caddyfile.Dispenser) (known bool, err 
 func (o *RouteOptions) unmarshalAllow(d *caddyfile.Dispenser) error {
 	args := d.RemainingArgs()
 	var operation Operation
-	if len(args) > 0 && !strings.HasPrefix(args[0], "/") && !strings.HasPrefix(args[0], "*") {
+	if len(args) > 0 && !strings.ContainsAny(args[0], "/*") {
 		operation.Methods = strings.Split(args[0], ",")
 		args = args[1:]
 	}
@@ -410,7 +428,7 @@ func (o *RouteOptions) unmarshalAllow(d *caddyfile.Dispenser) error {
 		return d.WrapErr(err)
 	}
 	o.Allow = append(o.Allow, operation)
-	return nil
+	return option.End(d, "allow")
 }
 
 // expandPrivateRanges replaces `private_ranges` by what it stands for.
@@ -480,8 +498,17 @@ func unknownCredential(name string, credentials map[string]*Credential) error {
 		name, strings.Join(providerNames(), ", "), strings.Join(slices.Sorted(maps.Keys(credentials)), ", "))
 }
 
-// apiURLArg reads an optional last argument as the provider's api_url.
-func apiURLArg(d *caddyfile.Dispenser, provider option.Unmarshaler) error {
+// isOption reports whether the current subdirective is an option of such a
+// provider, or one of token requests.
+func isOption(d *caddyfile.Dispenser, provider providerModule) bool {
+	another := provider.CaddyModule().New().(option.Unmarshaler)
+	known, _ := firstOf(option.At(d), another, new(Credential))
+	return known
+}
+
+// apiURLArg reads an optional last argument as the provider's api_url. Errors
+// are about what.
+func apiURLArg(d *caddyfile.Dispenser, provider option.Unmarshaler, what string) error {
 	if !d.NextArg() {
 		return nil
 	}
@@ -489,10 +516,10 @@ func apiURLArg(d *caddyfile.Dispenser, provider option.Unmarshaler) error {
 		return err
 	}
 	if err := option.Origin("api_url", d.Val()); err != nil {
-		return d.WrapErr(err)
+		return d.Errf("%s: %w", what, err)
 	}
 	if d.NextArg() {
-		return d.Errf("unexpected argument %q", d.Val())
+		return d.Errf("%s: unexpected argument %q", what, d.Val())
 	}
 	return nil
 }
@@ -507,30 +534,19 @@ func firstOf(d *caddyfile.Dispenser, owners ...option.Unmarshaler) (bool, error)
 	return false, nil
 }
 
-// position returns a dispenser at the current token of d, for errors that are
-// about all that begins there.
-func position(d *caddyfile.Dispenser) *caddyfile.Dispenser {
-	at := caddyfile.NewDispenser([]caddyfile.Token{d.Token()})
-	at.Next()
-	return at
-}
-
-// delegate returns the tokens of `<name> <args...> { <rest...> }`. Those of
-// rest keep their lines, for errors.
-func delegate(start caddyfile.Token, name string, args []string, rest []caddyfile.Token) *caddyfile.Dispenser {
+// delegate returns the tokens of `<name> <args...> { <rest...> }`, on the line
+// of start. Those of rest keep their lines, for errors; end is the brace that
+// closes their block.
+func delegate(start *caddyfile.Dispenser, name string, args []string, rest []caddyfile.Token, end caddyfile.Token) *caddyfile.Dispenser {
+	// made afresh: a copy of a quoted token would be no brace
 	token := func(text string) caddyfile.Token {
-		t := start
-		t.Text = text
-		return t
+		return caddyfile.Token{File: start.File(), Line: start.Line(), Text: text}
 	}
 	tokens := []caddyfile.Token{token(name)}
 	for _, arg := range args {
 		tokens = append(tokens, token(arg))
 	}
 	if len(rest) > 0 {
-		end := token("}") // not the last one with another text: it may be quoted
-		last := rest[len(rest)-1]
-		end.File, end.Line = last.File, last.Line+last.NumLineBreaks()+1
 		tokens = append(tokens, token("{"))
 		tokens = append(tokens, rest...)
 		tokens = append(tokens, end)

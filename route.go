@@ -120,7 +120,7 @@ func (o RouteOptions) validate() error {
 	}
 	for _, origin := range o.Origins {
 		u, err := url.Parse(origin)
-		if err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.User != nil {
+		if err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil || strings.Contains(u.Host, "*") {
 			return fmt.Errorf("origins: %q is no origin such as https://app.example.com", origin)
 		}
 	}
@@ -143,7 +143,7 @@ func (o RouteOptions) validate() error {
 func (o Operation) validate() error {
 	for _, method := range o.Methods {
 		if method == "" || strings.ToUpper(method) != method || strings.ContainsAny(method, " ,/") {
-			return fmt.Errorf("allow: %q is no list of methods such as GET,HEAD", method)
+			return fmt.Errorf("allow: %q is no method; several are given as GET,HEAD", method)
 		}
 	}
 	if len(o.Paths) == 0 {

@@ -1,0 +1,276 @@
+package egress_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"encoding/pem"
+	"flag"
+	"maps"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
+
+	_ "github.com/caddy-egress/caddy-egress"
+)
+
+var updateGoldens = flag.Bool("update", false, "rewrite what the files in testdata/caddyfile_adapt expect")
+
+// golden is a file in testdata/caddyfile_adapt: a Caddyfile, a separator, and
+// either the JSON it adapts to or the whole error. JSON that is to be refused
+// when it is loaded is followed by another separator and that error.
+type golden struct {
+	path      string
+	caddyfile string
+	adapted   string
+	refused   string
+}
+
+const goldenSeparator = "\n----------\n"
+
+// goldenEnvironment is what the placeholders of the goldens stand for.
+var goldenEnvironment = map[string]string{
+	"UNDERSTORY_CLIENT_ID":     "understory-id",
+	"UNDERSTORY_CLIENT_SECRET": "understory-value-of-the-secret",
+	"VOUCHERIFY_APP_ID":        "voucherify-id",
+	"VOUCHERIFY_APP_TOKEN":     "voucherify-value-of-the-secret",
+	"VOUCHERIFY_PROJECT_ID":    "voucherify-project",
+	"OAUTH2_CLIENT_ID":         "oauth2-id",
+	"OAUTH2_CLIENT_SECRET":     "oauth2-value-of-the-secret",
+	"OAUTH2_TENANT":            "oauth2-tenant",
+	"OAUTH2_API_KEY":           "oauth2-value-of-the-key",
+}
+
+func TestGoldenCaddyfiles(t *testing.T) {
+	for _, g := range goldens(t) {
+		t.Run(strings.TrimSuffix(filepath.Base(g.path), ".caddyfiletest"), func(t *testing.T) {
+			got := g
+			got.adapted, got.refused = "", ""
+			path, err := filepath.Abs(g.path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			prepareGoldens(t)
+
+			config, err := adaptCaddyfile(t, g.caddyfile)
+			if err != nil {
+				got.adapted = err.Error()
+			} else {
+				got.adapted = indentJSON(t, config)
+				if err := validateConfig(t, config); err != nil {
+					got.refused = err.Error()
+				}
+			}
+			if *updateGoldens {
+				got.path = path
+				got.write(t)
+				return
+			}
+			if got.adapted != g.adapted {
+				t.Errorf("adapted to\n%s\nwant\n%s", got.adapted, g.adapted)
+			}
+			if got.refused != g.refused {
+				t.Errorf("loading it: error %q, want %q", got.refused, g.refused)
+			}
+			if line, different := caddyfile.FormattingDifference("Caddyfile", []byte(g.caddyfile)); different {
+				t.Errorf("line %d is not as `caddy fmt` has it", line.Line)
+			}
+		})
+	}
+}
+
+// A Caddyfile beside which another lies whose name ends in _expanded is
+// shorthand for that one.
+func TestCaddyfileDirectiveIsShorthand(t *testing.T) {
+	const suffix = "_expanded.caddyfiletest"
+	caddyfiles := make(map[string]string)
+	for _, g := range goldens(t) {
+		caddyfiles[filepath.Base(g.path)] = g.caddyfile
+	}
+	pairs := 0
+	for _, name := range slices.Sorted(maps.Keys(caddyfiles)) {
+		shorthand, isExpansion := strings.CutSuffix(name, suffix)
+		if !isExpansion {
+			continue
+		}
+		pairs++
+		t.Run(shorthand, func(t *testing.T) {
+			prepareGoldens(t)
+			short, err := adaptCaddyfile(t, caddyfiles[shorthand+".caddyfiletest"])
+			if err != nil {
+				t.Fatal(err)
+			}
+			long, err := adaptCaddyfile(t, caddyfiles[name])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(short, long) {
+				t.Errorf("the directive adapts to\n%s\nits expansion to\n%s", short, long)
+			}
+		})
+	}
+	if pairs == 0 {
+		t.Fatal("no file ends in ", suffix)
+	}
+}
+
+// The value of a secret given by a placeholder never gets into the config.
+func TestCaddyfileSecretsStayPlaceholders(t *testing.T) {
+	files := goldens(t)
+	prepareGoldens(t)
+	for _, g := range files {
+		config, err := adaptCaddyfile(t, g.caddyfile)
+		if err != nil {
+			config = []byte(err.Error())
+		}
+		for _, value := range goldenEnvironment {
+			if bytes.Contains(config, []byte(value)) {
+				t.Errorf("%s: the config contains the value %q of a placeholder", filepath.Base(g.path), value)
+			}
+		}
+	}
+
+	config, err := adaptCaddyfile(t, `:80 {
+	egress understory {
+		client_id {env.UNDERSTORY_CLIENT_ID}
+		client_secret {env.UNDERSTORY_CLIENT_SECRET}
+	}
+}
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(config, []byte(`"client_secret":"{env.UNDERSTORY_CLIENT_SECRET}"`)) {
+		t.Errorf("the placeholder is not in the config: %s", config)
+	}
+}
+
+// Whatever a Caddyfile says, adapting it ends with JSON or an error.
+func FuzzCaddyfile(f *testing.F) {
+	for _, g := range goldens(f) {
+		f.Add(g.caddyfile)
+	}
+	for name, value := range goldenEnvironment {
+		f.Setenv(name, value)
+	}
+	adapter := caddyconfig.GetAdapter("caddyfile")
+	f.Fuzz(func(t *testing.T, input string) {
+		config, _, err := adapter.Adapt([]byte(input), map[string]any{"filename": "Caddyfile"})
+		if err != nil {
+			return
+		}
+		again, _, err := adapter.Adapt([]byte(input), map[string]any{"filename": "Caddyfile"})
+		if err != nil || !bytes.Equal(config, again) {
+			t.Errorf("adapted again: %v\n%s\nat first\n%s", err, again, config)
+		}
+	})
+}
+
+// prepareGoldens makes what the goldens refer to: goldenEnvironment variables, and files in
+// the working directory.
+func prepareGoldens(t *testing.T) {
+	t.Helper()
+	directory := t.TempDir()
+	t.Setenv("XDG_DATA_HOME", directory)
+	t.Setenv("XDG_CONFIG_HOME", directory)
+	for name, value := range goldenEnvironment {
+		t.Setenv(name, value)
+	}
+	t.Chdir(directory)
+	server := httptest.NewTLSServer(nil)
+	server.Close()
+	files := map[string]string{
+		"secrets/app_id":    "voucherify-id",
+		"secrets/app_token": "voucherify-value-of-the-secret",
+		"ca.pem":            string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})),
+	}
+	for name, content := range files {
+		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func adaptCaddyfile(t *testing.T, input string) ([]byte, error) {
+	t.Helper()
+	config, warnings, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(input), map[string]any{"filename": "Caddyfile"})
+	for _, warning := range warnings {
+		t.Errorf("warning: %s", warning)
+	}
+	return config, err
+}
+
+// validateConfig loads config without starting it.
+func validateConfig(t *testing.T, config []byte) error {
+	t.Helper()
+	decoded := new(caddy.Config)
+	if err := json.Unmarshal(config, decoded); err != nil {
+		t.Fatal(err)
+	}
+	return caddy.Validate(decoded)
+}
+
+func indentJSON(t *testing.T, config []byte) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := json.Indent(&b, config, "", "\t"); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func goldens(t testing.TB) []golden {
+	t.Helper()
+	paths, err := filepath.Glob("testdata/caddyfile_adapt/*.caddyfiletest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(paths) == 0 {
+		t.Fatal("no golden files")
+	}
+	var all []golden
+	for _, path := range paths {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parts := strings.Split(strings.ReplaceAll(string(content), "\r\n", "\n"), goldenSeparator)
+		g := golden{path: path, caddyfile: parts[0] + "\n"}
+		switch {
+		case len(parts) > 3:
+			t.Fatalf("%s has more than three parts", path)
+		case len(parts) == 3:
+			g.refused = strings.TrimSpace(parts[2])
+			fallthrough
+		case len(parts) == 2:
+			g.adapted = strings.TrimSpace(parts[1])
+		case !*updateGoldens:
+			t.Fatalf("%s has no expectation; run the test with -update", path)
+		default:
+			g.caddyfile = strings.TrimSpace(parts[0]) + "\n"
+		}
+		all = append(all, g)
+	}
+	return all
+}
+
+func (g golden) write(t *testing.T) {
+	t.Helper()
+	content := strings.TrimSuffix(g.caddyfile, "\n") + goldenSeparator + g.adapted + "\n"
+	if g.refused != "" {
+		content = strings.TrimSuffix(content, "\n") + goldenSeparator + g.refused + "\n"
+	}
+	if err := os.WriteFile(g.path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
