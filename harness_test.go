@@ -41,6 +41,7 @@ type gateway struct {
 	URL  string
 	log  string // file
 	opts string // further global options
+	srv  string // further options of the server
 }
 
 // gatewayOption changes a gateway before it starts.
@@ -49,6 +50,11 @@ type gatewayOption func(*gateway)
 // withGlobal adds global options.
 func withGlobal(options string) gatewayOption {
 	return func(g *gateway) { g.opts = options }
+}
+
+// withServer adds options of the server.
+func withServer(options string) gatewayOption {
+	return func(g *gateway) { g.srv = options }
 }
 
 // startGateway runs Caddy with a site of routes.
@@ -93,6 +99,7 @@ func (g *gateway) caddyfile(routes string) string {
 	servers {
 		log_credentials
 		protocols h1 h2c
+		%s
 	}
 	%s
 }
@@ -100,7 +107,7 @@ http://:%s {
 	bind 127.0.0.1
 	%s
 }
-`, g.log, g.opts, g.Addr[strings.LastIndex(g.Addr, ":")+1:], routes)
+`, g.log, g.srv, g.opts, g.Addr[strings.LastIndex(g.Addr, ":")+1:], routes)
 }
 
 func (g *gateway) adapt(routes string) []byte {

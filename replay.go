@@ -1,7 +1,6 @@
 package egress
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -14,8 +13,10 @@ import (
 )
 
 const (
-	// maxUnauthorized bounds what is kept of a 401 while a fresh token is got.
+	// maxUnauthorized and discardPatience bound what is read of a 401 that is
+	// not passed on, for the sake of its connection.
 	maxUnauthorized = 64 << 10
+	discardPatience = time.Second
 
 	// chunkSize is the unit in which bodies are kept.
 	chunkSize = 32 << 10
@@ -136,16 +137,17 @@ func (a *attempt) Read(p []byte) (int, error) {
 
 // Close implements io.Closer.
 func (a *attempt) Close() error {
-	if a.detached.Load() {
-		return nil // the second attempt reads on
-	}
 	a.mu.Lock()
-	if a.undecided {
+	switch {
+	case a.detached.Load(): // the second attempt reads on
+		a.mu.Unlock()
+		return nil
+	case a.undecided:
 		a.closed = true
 		a.mu.Unlock()
 		return nil
 	}
-	a.discard()
+	a.forget()
 	a.mu.Unlock()
 	return a.source.Close()
 }
@@ -180,7 +182,7 @@ func (b *body) readKept(p []byte) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.sent == b.size {
-		b.discard()
+		b.forget()
 		return 0
 	}
 	offset := b.sent % chunkSize
@@ -193,7 +195,7 @@ func (b *body) readKept(p []byte) int {
 // append keeps p, or gives up keeping if there is too much. mu is held.
 func (b *body) append(p []byte) {
 	if b.size+int64(len(p)) > b.limit {
-		b.discard()
+		b.forget()
 		return
 	}
 	for len(p) > 0 {
@@ -201,7 +203,7 @@ func (b *body) append(p []byte) {
 		if offset == 0 {
 			c := b.memory.get()
 			if c == nil {
-				b.discard()
+				b.forget()
 				return
 			}
 			b.kept = append(b.kept, c)
@@ -212,8 +214,8 @@ func (b *body) append(p []byte) {
 	}
 }
 
-// discard frees what is kept and keeps no more. mu is held.
-func (b *body) discard() {
+// forget frees what is kept and keeps no more. mu is held.
+func (b *body) forget() {
 	for _, c := range b.kept {
 		b.memory.put(c)
 	}
@@ -237,7 +239,7 @@ func (b *body) release() {
 		return
 	}
 	b.mu.Lock()
-	b.discard()
+	b.forget()
 	b.undecided = false
 	closed := b.closed
 	b.mu.Unlock()
@@ -246,8 +248,9 @@ func (b *body) release() {
 	}
 }
 
-// again detaches the first attempt and returns the second; ok is false if the
-// body cannot be sent again. The second is nil if there is no body.
+// again takes the body from the first attempt and returns the second; ok is
+// false if the body cannot be sent again, and then the first goes on as it was.
+// The second is nil if there is no body.
 func (b *body) again(ctx context.Context) (second *attempt, ok bool) {
 	if b == nil {
 		return nil, true
@@ -255,11 +258,11 @@ func (b *body) again(ctx context.Context) (second *attempt, ok bool) {
 	timer := time.NewTimer(detachPatience)
 	defer timer.Stop()
 
-	// the first reads no more, and what a read under way still brings is kept
-	b.attempt.detached.Store(true)
+	// once no read is under way, none begins before this is decided; what the
+	// last one has brought is kept
 	select {
 	case b.reading <- struct{}{}:
-		<-b.reading
+		defer func() { <-b.reading }()
 	case <-timer.C:
 		return nil, false
 	case <-ctx.Done():
@@ -271,6 +274,7 @@ func (b *body) again(ctx context.Context) (second *attempt, ok bool) {
 	if !b.whole {
 		return nil, false
 	}
+	b.attempt.detached.Store(true)
 	// what is still to come is not kept: there is no third attempt
 	b.keeping, b.undecided = false, false
 	return &attempt{body: b, second: true}, true
@@ -285,20 +289,17 @@ func (t *Transport) replay(req *http.Request, unauthorized *http.Response, token
 		b.release()
 		return cleanAnswer(unauthorized), nil
 	}
-	bufferBody(unauthorized)
-
-	ctx := req.Context()
-	token, err := fresh.Token(ctx)
+	token, err := fresh.Token(req.Context())
 	if err != nil {
 		b.release()
 		return cleanAnswer(unauthorized), nil
 	}
-	second, ok := b.again(ctx)
+	second, ok := b.again(req.Context())
 	if !ok {
 		b.release()
 		return cleanAnswer(unauthorized), nil
 	}
-	_ = unauthorized.Body.Close()
+	go discard(unauthorized.Body)
 
 	resp, err := t.upstream.RoundTrip(t.outgoing(req, token, second))
 	if err != nil {
@@ -312,18 +313,11 @@ func (t *Transport) replay(req *http.Request, unauthorized *http.Response, token
 	return cleanAnswer(resp), nil
 }
 
-// bufferBody reads the body of resp, so that its connection is free while a
-// fresh token is got. A body that is too long is left to be streamed.
-func bufferBody(resp *http.Response) {
-	source := resp.Body
-	kept, err := io.ReadAll(io.LimitReader(source, maxUnauthorized+1))
-	if err == nil && len(kept) <= maxUnauthorized {
-		_ = source.Close()
-		resp.Body = io.NopCloser(bytes.NewReader(kept))
-		return
-	}
-	resp.Body = struct {
-		io.Reader
-		io.Closer
-	}{io.MultiReader(bytes.NewReader(kept), source), source}
+// discard reads what is left of a 401 that nobody will see, so that its
+// connection can be used again; not for long, and not much of it.
+func discard(body io.ReadCloser) {
+	timer := time.AfterFunc(discardPatience, func() { _ = body.Close() })
+	defer timer.Stop()
+	_, _ = io.CopyN(io.Discard, body, maxUnauthorized)
+	_ = body.Close()
 }
