@@ -37,6 +37,7 @@ type providerModule interface {
 //	        refresh_before <duration>
 //	        token_timeout  <duration>
 //	        token_ca       <pem_files...>
+//	        revoke_on_stop
 //	    }
 //	    replay_memory <size>
 //
@@ -151,6 +152,7 @@ func (a *App) unmarshalCredential(d *caddyfile.Dispenser) error {
 //	    refresh_before <duration>
 //	    token_timeout  <duration>
 //	    token_ca       <pem_files...>
+//	    revoke_on_stop
 //
 //	    # with a credential
 //	    scopes <scopes...>
@@ -304,6 +306,7 @@ func proxy(h httpcaddyfile.Helper, t *Transport, d *caddyfile.Dispenser) (caddyh
 //	    refresh_before <duration>
 //	    token_timeout  <duration>
 //	    token_ca       <pem_files...>
+//	    revoke_on_stop
 //
 //	    replay_buffer <size>
 //	    clients       <ranges...>|any
@@ -449,6 +452,8 @@ func (c *Credential) UnmarshalOption(d *caddyfile.Dispenser) (bool, error) {
 		return true, option.Duration(d, &c.TokenTimeout)
 	case "token_ca":
 		return true, option.Strings(d, &c.TokenCA)
+	case "revoke_on_stop":
+		return true, option.Flag(d, &c.RevokeOnStop)
 	}
 	return false, nil
 }

@@ -10,6 +10,7 @@
 package egress
 
 import (
+	"context"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -90,6 +91,13 @@ type Credential struct {
 	// PEM files of the certificate authorities that the token endpoint is
 	// verified against, instead of the system's.
 	TokenCA []string `json:"token_ca,omitempty"`
+
+	// Revokes the token once it is of no more use here: when Caddy stops, or a
+	// config without the credential is loaded, and no request carries the token
+	// any more, which is waited for 10 seconds, or 2 when Caddy stops. With
+	// Voucherify's OAuth v1, and oauth2 with a revocation_url.
+	// Default: the token is left to expire.
+	RevokeOnStop bool `json:"revoke_on_stop,omitempty"`
 }
 
 // registration is a token source with what it was made from.
@@ -199,6 +207,9 @@ func (c *Credential) load(ctx caddy.Context) (tokenprovider.Provider, error) {
 	if !ok {
 		return nil, fmt.Errorf("%T is no token provider", module)
 	}
+	if revoker, ok := provider.(tokenprovider.Revoker); c.RevokeOnStop && (!ok || !revoker.CanRevoke()) {
+		return nil, errors.New("revoke_on_stop: the provider, as it is configured, cannot revoke tokens")
+	}
 	return provider, nil
 }
 
@@ -226,7 +237,7 @@ func (a *App) source(name string, provider tokenprovider.Provider, c Credential)
 	}
 	for _, r := range a.sources {
 		if r.identity == identity && !reflect.DeepEqual(r.options, c) {
-			return nil, fmt.Errorf("credentials %s and %s are the same and differ in refresh_before, token_timeout or token_ca; name the credential once and refer to it", r.source.Name(), name)
+			return nil, fmt.Errorf("credential %s: is also given as %s, with another refresh_before, token_timeout, token_ca or revoke_on_stop; name it once and refer to it", name, r.source.Name())
 		}
 	}
 	if r, ok := a.sources[name]; ok {
@@ -239,7 +250,7 @@ func (a *App) source(name string, provider tokenprovider.Provider, c Credential)
 	}
 	key := identity + string(fingerprint[:])
 	state, _, err := states.LoadOrNew(key, func() (caddy.Destructor, error) {
-		return pooledState{tokensource.NewState()}, nil
+		return pooledState{tokensource.NewState(), name}, nil
 	})
 	if err != nil {
 		return nil, err
@@ -253,6 +264,7 @@ func (a *App) source(name string, provider tokenprovider.Provider, c Credential)
 		State:         state.(pooledState).State,
 		RefreshBefore: time.Duration(c.RefreshBefore),
 		TokenTimeout:  time.Duration(c.TokenTimeout),
+		RevokeOnStop:  c.RevokeOnStop,
 		Logger:        a.logger,
 	})
 	a.sources[name] = &registration{source: source, identity: identity, fingerprint: fingerprint, options: c}
@@ -269,13 +281,36 @@ func (a *App) source(name string, provider tokenprovider.Provider, c Credential)
 // gets the token of the right one.
 var states = caddy.NewUsagePool()
 
-// pooledState ends with the last config that uses it.
-type pooledState struct{ *tokensource.State }
+// pooledState is freed with the last config that uses it.
+type pooledState struct {
+	*tokensource.State
+	name string // of the credential that it was made for
+}
 
-// Destruct implements caddy.Destructor.
+const (
+	retireTimeout     = 10 * time.Second
+	retireTimeoutExit = 2 * time.Second
+)
+
+// Destruct implements caddy.Destructor. A reload does not wait for the token to
+// be revoked; the end of the process does, for a while.
 func (s pooledState) Destruct() error {
-	s.Close()
+	if caddy.Exiting() {
+		s.retire(retireTimeoutExit)
+	} else {
+		go s.retire(retireTimeout)
+	}
 	return nil
+}
+
+func (s pooledState) retire(timeout time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	if err := s.Retire(ctx); err != nil {
+		// the config's logger is gone by now
+		caddy.Log().Named("egress").Warn("could not revoke the token; it is left to expire",
+			zap.String("credential", s.name), zap.Error(err))
+	}
 }
 
 // inlineName names the credential that a route holds inline.

@@ -301,7 +301,9 @@ func (t *Transport) replay(req *http.Request, unauthorized *http.Response, token
 	}
 	go discard(unauthorized.Body)
 
+	done := t.source.Carry(token)
 	resp, err := t.upstream.RoundTrip(t.outgoing(req, token, second))
+	done()
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -127,8 +128,8 @@ func (t *Transport) credential(ctx caddy.Context) (string, tokenprovider.Provide
 		return name, provider, t.Credential, nil
 	case t.CredentialName == "":
 		return "", nil, Credential{}, errors.New("credential or provider is required")
-	case t.RefreshBefore != 0 || t.TokenTimeout != 0 || t.TokenCA != nil:
-		return "", nil, Credential{}, fmt.Errorf("credential %s: refresh_before, token_timeout and token_ca belong where it is defined", t.CredentialName)
+	case !reflect.DeepEqual(t.Credential, Credential{}):
+		return "", nil, Credential{}, fmt.Errorf("credential %s: refresh_before, token_timeout, token_ca and revoke_on_stop belong where it is defined", t.CredentialName)
 	}
 
 	name := t.CredentialName
@@ -222,7 +223,9 @@ func (t *Transport) send(req *http.Request) (*http.Response, error) {
 	}
 
 	body := t.keep(req)
+	done := t.source.Carry(token)
 	resp, err := t.upstream.RoundTrip(t.outgoing(req, token, body.first()))
+	done()
 	if err != nil {
 		body.release()
 		return nil, err

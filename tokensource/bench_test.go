@@ -12,7 +12,6 @@ import (
 // BenchmarkToken measures the hot path: a live token at hand.
 func BenchmarkToken(b *testing.B) {
 	state := tokensource.NewState()
-	defer state.Close()
 	s := tokensource.New(tokensource.Options{Name: "test", Provider: &issuer{lifetime: time.Hour}, State: state, Logger: zap.NewNop()})
 	if _, err := s.Token(b.Context()); err != nil {
 		b.Fatal(err)

@@ -106,14 +106,18 @@ func backoff(n int, first, limit time.Duration) time.Duration {
 	return wait - time.Duration(rand.Int64N(int64(wait)/5+1)) //nolint:gosec // no secret
 }
 
-// starve shortens the wait: requests fail for lack of a token.
-func (f *failure) starve() { f.cut(f.starved) }
+// starve shortens the wait, since requests fail for lack of a token, and
+// reports whether it did.
+func (f *failure) starve() bool { return f.cut(f.starved) }
 
-// cut ends the wait at the latest then, unless the server asked for it.
-func (f *failure) cut(then time.Time) {
-	if !f.asked && f.until.After(then) {
-		f.until = then
+// cut ends the wait at the latest then, unless the server asked for it, and
+// reports whether that is earlier.
+func (f *failure) cut(then time.Time) bool {
+	if f.asked || !f.until.After(then) {
+		return false
 	}
+	f.until = then
+	return true
 }
 
 // error returns the failure as those without a token see it.

@@ -51,6 +51,10 @@ type Options struct {
 	// TokenTimeout bounds one token request. 0: DefaultTokenTimeout.
 	TokenTimeout time.Duration
 
+	// RevokeOnStop has the token revoked once the state is retired. The
+	// provider has to be a Revoker that can.
+	RevokeOnStop bool
+
 	Logger *zap.Logger
 }
 
@@ -126,16 +130,11 @@ func (s *Source) wait(ctx context.Context) (*Token, error) {
 		st.failure = nil
 	}
 	remembered := st.failure
-	if remembered != nil {
-		remembered.starve()
-	}
 	f := st.flight
 	if f == nil {
 		if remembered != nil && now.Before(remembered.until) {
-			err := remembered.error(s.opts.Name, now)
-			st.wake() // the wait may be shorter now
-			st.mu.Unlock()
-			return nil, err
+			defer st.mu.Unlock()
+			return nil, s.starved(remembered)
 		}
 		f = s.startFlight(triggerDemand)
 	}
@@ -152,20 +151,40 @@ func (s *Source) join(ctx context.Context, f *flight, remembered *failure) (*Tok
 		defer timer.Stop()
 		patience = timer.C
 	}
+	failed := remembered
 	select {
 	case <-f.done:
-		if f.failure != nil {
-			return nil, f.failure.error(s.opts.Name, time.Now())
+		if f.failure == nil {
+			f.token.used.Store(true)
+			return f.token, nil
 		}
-		f.token.used.Store(true)
-		return f.token, nil
+		failed = f.failure
+	case <-patience:
 	case <-ctx.Done():
 		return nil, fmt.Errorf("waiting for a token of credential %s: %w", s.opts.Name, context.Cause(ctx))
-	case <-patience:
-		err := remembered.error(s.opts.Name, time.Now())
-		err.RetryAfter = max(err.RetryAfter, rememberedWait)
-		return nil, err
 	}
+	s.state.mu.Lock()
+	defer s.state.mu.Unlock()
+	return nil, s.starved(failed)
+}
+
+// starved returns f as a request that fails with it sees it, and has the next
+// token request made sooner for its sake. mu is held.
+func (s *Source) starved(f *failure) *Error {
+	if f.starve() {
+		s.state.wake()
+	}
+	return f.error(s.opts.Name, time.Now())
+}
+
+// Carry notes that a request carries t, and returns what to call when the API
+// has answered it. A token is revoked only when no request carries it.
+func (s *Source) Carry(t *Token) (done func()) {
+	if !s.opts.RevokeOnStop {
+		return func() {}
+	}
+	t.carried.Add(1)
+	return func() { t.carried.Add(-1) }
 }
 
 // Accepted notes that something but 401 came back for a request that carried t.
@@ -277,6 +296,13 @@ func (s *Source) Start() {
 		st.failure = nil
 	}
 	st.lastUse = time.Now()
+	st.revoke = nil
+	if revoker, ok := s.opts.Provider.(tokenprovider.Revoker); ok && s.opts.RevokeOnStop {
+		client := s.opts.Client
+		st.revoke = func(ctx context.Context, token tokenprovider.Secret) error {
+			return revoker.Revoke(ctx, client, token)
+		}
+	}
 	st.mu.Unlock()
 
 	s.done.Go(func() { s.keepFresh(ctx) })
@@ -449,7 +475,7 @@ func (s *Source) request(wait time.Duration) (token *tokenprovider.Token, finger
 			token, err = nil, errors.New("requesting a token: internal error, see the log")
 		}
 	}()
-	ctx, cancel := context.WithTimeout(s.state.ctx, s.opts.TokenTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), s.opts.TokenTimeout)
 	defer cancel()
 	if wait > 0 {
 		select {

@@ -86,6 +86,13 @@ func (i *issuer) count() int {
 	return len(i.requests)
 }
 
+// at returns when the n-th token request was made.
+func (i *issuer) at(n int) time.Time {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.requests[n]
+}
+
 func newSource(t *testing.T, i *issuer, options ...func(*tokensource.Options)) *tokensource.Source {
 	t.Helper()
 	o := tokensource.Options{Name: "test", Provider: i, State: tokensource.NewState(), Logger: zap.NewNop()}
@@ -95,7 +102,7 @@ func newSource(t *testing.T, i *issuer, options ...func(*tokensource.Options)) *
 	s := tokensource.New(o)
 	t.Cleanup(func() {
 		s.Stop()
-		o.State.Close()
+		time.Sleep(time.Minute) // in a bubble: lets the token request under way end
 	})
 	return s
 }
@@ -193,7 +200,7 @@ func TestRefreshBefore(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				if at := i.requests[1].Sub(i.requests[0]); at < c.least || at > c.most {
+				if at := i.at(1).Sub(i.at(0)); at < c.least || at > c.most {
 					t.Errorf("renewed after %v, want between %v and %v", at, c.least, c.most)
 				}
 			})
@@ -349,7 +356,6 @@ func TestRefusedCredential(t *testing.T) {
 func TestStartGivesARefusedCredentialAnotherChance(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		state := tokensource.NewState()
-		defer state.Close()
 		i := &issuer{lifetime: time.Hour, err: refused}
 		old := tokensource.New(tokensource.Options{Name: "old", Provider: i, State: state, Logger: zap.NewNop()})
 		old.Start()
@@ -359,8 +365,8 @@ func TestStartGivesARefusedCredentialAnotherChance(t *testing.T) {
 		i.set(func(i *issuer) { i.err = nil })
 		reloaded := tokensource.New(tokensource.Options{Name: "new", Provider: i, State: state, Logger: zap.NewNop()})
 		reloaded.Start()
-		defer reloaded.Stop()
 		synctest.Wait()
+		reloaded.Stop()
 		if state.Current() == nil {
 			t.Error("no token after a reload")
 		}
@@ -385,7 +391,7 @@ func TestRetryAfter(t *testing.T) {
 					_, _, _ = get(s)
 					time.Sleep(10 * time.Millisecond)
 				}
-				if waited := i.requests[1].Sub(start); waited < c.want || waited > c.want+20*time.Millisecond {
+				if waited := i.at(1).Sub(start); waited < c.want || waited > c.want+20*time.Millisecond {
 					t.Errorf("asked again after %v, want %v", waited, c.want)
 				}
 			})
@@ -404,7 +410,7 @@ func TestBudget(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 		// 5, and one for each of the 10 s and however long the waits were
-		if got, most := i.count(), 5+int(time.Since(i.requests[0]).Seconds())+1; got > most {
+		if got, most := i.count(), 5+int(time.Since(i.at(0)).Seconds())+1; got > most {
 			t.Errorf("%d token requests, want at most %d", got, most)
 		}
 	})
@@ -597,5 +603,93 @@ func TestRejectedTokenIsBetterThanNone(t *testing.T) {
 		if _, _, err := get(s); err == nil {
 			t.Error("the dead token is still in use")
 		}
+	})
+}
+
+// revoker is an issuer that can revoke.
+type revoker struct {
+	*issuer
+	revoked []string
+}
+
+func (r *revoker) CanRevoke() bool { return true }
+
+func (r *revoker) Revoke(_ context.Context, _ *http.Client, token tokenprovider.Secret) error {
+	r.revoked = append(r.revoked, token.Reveal())
+	return nil
+}
+
+func TestRetire(t *testing.T) {
+	start := func(t *testing.T, revoke bool) (*revoker, *tokensource.State, *tokensource.Source) {
+		r := &revoker{issuer: &issuer{latency: time.Second, lifetime: time.Hour}}
+		state := tokensource.NewState()
+		s := newSource(t, r.issuer, func(o *tokensource.Options) {
+			o.Provider, o.State, o.RevokeOnStop = r, state, revoke
+		})
+		s.Start()
+		return r, state, s
+	}
+	retire := func(state *tokensource.State) error {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		return state.Retire(ctx)
+	}
+
+	t.Run("waits for the requests that carry the token", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r, state, s := start(t, true)
+			token, err := s.Token(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := s.Carry(token)
+			time.AfterFunc(3*time.Second, func() {
+				if len(r.revoked) > 0 {
+					t.Error("revoked while a request carried it")
+				}
+				done()
+			})
+			if err := retire(state); err != nil || fmt.Sprint(r.revoked) != "[token-1]" {
+				t.Errorf("revoked %v, error %v; want token-1", r.revoked, err)
+			}
+			// what still drains gets another
+			if token, _, err := get(s); err != nil || token != "token-2" {
+				t.Errorf("token %q, error %v; want another", token, err)
+			}
+		})
+	})
+	t.Run("but not for ever", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r, state, s := start(t, true)
+			token, err := s.Token(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Carry(token)
+			if err := retire(state); err == nil || len(r.revoked) > 0 {
+				t.Errorf("revoked %v, error %v; want none and an error", r.revoked, err)
+			}
+		})
+	})
+	t.Run("waits for the token request under way", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r, state, s := start(t, true)
+			synctest.Wait()
+			s.Stop()
+			if err := retire(state); err != nil || fmt.Sprint(r.revoked) != "[token-1]" {
+				t.Errorf("revoked %v, error %v; want token-1", r.revoked, err)
+			}
+		})
+	})
+	t.Run("leaves the token to expire where nobody asks for it", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r, state, s := start(t, false)
+			if _, err := s.Token(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := retire(state); err != nil || len(r.revoked) > 0 {
+				t.Errorf("revoked %v, error %v; want none", r.revoked, err)
+			}
+		})
 	})
 }

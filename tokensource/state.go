@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -21,33 +22,52 @@ type State struct {
 	current atomic.Pointer[Token]
 
 	mu       sync.Mutex
-	flight   *flight       // the token request under way, or nil
-	failure  *failure      // of the last token request; nil once one succeeded
-	rejected *Token        // taken out of use by a 401, put back if no other can be had
-	hold     hold          // keeps 401 from asking for tokens again and again
-	budget   budget        // keeps anything from doing so
-	lastUse  time.Time     // about when a request last wanted a token
-	lifetime time.Duration // of the last token; 0 before the first
-	changed  chan struct{} // closed and replaced whenever any of this changes
-
-	ctx    context.Context // ends the flight when the state is freed
-	cancel context.CancelFunc
+	flight   *flight                                           // the token request under way, or nil
+	failure  *failure                                          // of the last token request; nil once one succeeded
+	rejected *Token                                            // taken out of use by a 401, put back if no other can be had
+	hold     hold                                              // keeps 401 from asking for tokens again and again
+	budget   budget                                            // keeps anything from doing so
+	lastUse  time.Time                                         // about when a request last wanted a token
+	lifetime time.Duration                                     // of the last token; 0 before the first
+	changed  chan struct{}                                     // closed and replaced whenever any of this changes
+	revoke   func(context.Context, tokenprovider.Secret) error // nil: tokens are left to expire
 }
 
 // NewState returns the state of a credential that has no token yet.
 func NewState() *State {
-	ctx, cancel := context.WithCancel(context.Background())
-	return &State{
-		budget:  budget{left: budgetSize},
-		changed: make(chan struct{}),
-		ctx:     ctx,
-		cancel:  cancel,
-	}
+	return &State{budget: budget{left: budgetSize}, changed: make(chan struct{})}
 }
 
-// Close ends the token request under way, if any. Requests that still drain
-// can go on using the state.
-func (st *State) Close() { st.cancel() }
+// Retire revokes the token, where a source was started that asks for it: once
+// no token request is under way and no request carries the token any more, or
+// when ctx ends. Requests that still drain can go on using the state; what
+// they need another token for, they get.
+func (st *State) Retire(ctx context.Context) error {
+	st.mu.Lock()
+	revoke := st.revoke
+	for revoke != nil && st.flight != nil && ctx.Err() == nil {
+		changed := st.changed
+		st.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+		st.mu.Lock()
+	}
+	t := st.current.Load()
+	if revoke == nil || !t.live() {
+		st.mu.Unlock()
+		return nil
+	}
+	st.current.Store(nil)
+	st.wake()
+	st.mu.Unlock()
+
+	if err := t.uncarried(ctx); err != nil {
+		return err
+	}
+	return revoke(ctx, t.Value)
+}
 
 // Current returns the live token, or nil.
 func (st *State) Current() *Token {
@@ -81,14 +101,30 @@ type Token struct {
 	// held says that the API rejected it all the same. mu of the state is held.
 	held bool
 
-	used   atomic.Bool  // a request has carried it
-	worked atomic.Bool  // something but 401 came back for it
-	streak atomic.Int32 // 401 in a row
+	used    atomic.Bool  // a request has carried it
+	carried atomic.Int64 // by how many requests it is at the moment, where that matters
+	worked  atomic.Bool  // something but 401 came back for it
+	streak  atomic.Int32 // 401 in a row
 }
 
 // Authorization returns the header's value, to be set as it is. It is shared:
 // the caller must not change it.
 func (t *Token) Authorization() []string { return t.header }
+
+// uncarried waits until no request carries t. It looks now and again: nobody
+// waits for it, and a signal would cost every request.
+func (t *Token) uncarried(ctx context.Context) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for t.carried.Load() > 0 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return errors.New("requests still carry the token")
+		}
+	}
+	return nil
+}
 
 func (t *Token) live() bool { return t != nil && time.Until(t.Expires) > 0 }
 

@@ -1,0 +1,298 @@
+package egress_test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-egress/caddy-egress/sandbox"
+)
+
+// steady sends a request every interval until stopped, and counts the answers
+// that are not 200.
+type steady struct {
+	stop   chan struct{}
+	wg     sync.WaitGroup
+	sent   atomic.Int64
+	failed atomic.Int64
+	errors sync.Map
+}
+
+func startSteady(url string, interval time.Duration) *steady {
+	s := &steady{stop: make(chan struct{})}
+	s.wg.Go(func() {
+		tick := time.NewTicker(interval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				s.wg.Go(func() { s.send(url) })
+			case <-s.stop:
+				return
+			}
+		}
+	})
+	return s
+}
+
+func (s *steady) send(url string) {
+	s.sent.Add(1)
+	resp, err := plainClient.Get(url)
+	if err != nil {
+		s.failed.Add(1)
+		s.errors.Store(err.Error(), nil)
+		return
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	if resp.StatusCode != http.StatusOK {
+		s.failed.Add(1)
+		s.errors.Store(fmt.Sprintf("%d %s", resp.StatusCode, body), nil)
+	}
+}
+
+// end stops the traffic and fails the test if a request has failed.
+func (s *steady) end(t *testing.T) {
+	t.Helper()
+	close(s.stop)
+	s.wg.Wait()
+	if s.failed.Load() == 0 {
+		return
+	}
+	t.Errorf("%d of %d requests failed", s.failed.Load(), s.sent.Load())
+	s.errors.Range(func(err, _ any) bool {
+		t.Log(err)
+		return true
+	})
+}
+
+func TestReloadsUnderTraffic(t *testing.T) {
+	api, endpoint := newRecorder(t, (*httptest.Server).Start), newTokens(t)
+	routes := egress(api.URL, endpoint.URL, "")
+	g := startGateway(t, routes)
+	g.get("/v1/warm-up")
+
+	traffic := startSteady(g.URL+"/v1/x", 5*time.Millisecond)
+	reload := func(n int) {
+		if n%2 == 0 {
+			if err := g.load(routes); err != nil {
+				t.Errorf("reload %d: %v", n, err)
+			}
+			return
+		}
+		// rejected after the credential was provisioned: the other has no secret
+		broken := routes + "\n" + strings.Replace(egress(api.URL, endpoint.URL, ""), "EGRESS_TEST_SECRET", "EGRESS_TEST_NOT_SET", 1)
+		if err := g.load("handle /a* {\n" + routes + "\n}\nhandle {\n" + broken[len(routes):] + "\n}"); err == nil {
+			t.Errorf("reload %d: a credential without a secret was accepted", n)
+		}
+	}
+	for n := range 10 {
+		sent := traffic.sent.Load()
+		reload(n)
+		eventually(t, "traffic between the reloads", func() bool { return traffic.sent.Load() > sent+20 })
+	}
+	traffic.end(t)
+	if got := endpoint.count(); got != 1 {
+		t.Errorf("%d token requests, want that of the start only", got)
+	}
+
+	plainClient.CloseIdleConnections()
+	before := settledGoroutines(t, 0)
+	for n := range 50 {
+		reload(n)
+	}
+	if after := settledGoroutines(t, before+5); after > before+5 {
+		stacks := make([]byte, 1<<20)
+		t.Errorf("%d goroutines before 50 reloads, %d after\n%s", before, after, stacks[:runtime.Stack(stacks, true)])
+	}
+	if got := endpoint.count(); got != 1 {
+		t.Errorf("%d token requests after 50 more reloads, want 1", got)
+	}
+}
+
+// settledGoroutines returns the number of goroutines once it is at most most,
+// or no longer changes.
+func settledGoroutines(t *testing.T, most int) int {
+	t.Helper()
+	n, same := runtime.NumGoroutine(), 0
+	eventually(t, "goroutines to end", func() bool {
+		if now := runtime.NumGoroutine(); now != n {
+			n, same = now, 0
+		}
+		same++
+		return n <= most || same > 300
+	})
+	return n
+}
+
+func TestCredentialsComeAndGoByReload(t *testing.T) {
+	api, endpoint := newRecorder(t, (*httptest.Server).Start), newTokens(t)
+	route := func(path, secret string) string {
+		return "handle " + path + " {\n" + strings.Replace(egress(api.URL, endpoint.URL, ""), "{env.EGRESS_TEST_SECRET}", secret, 1) + "\n}\n"
+	}
+	scoped := func(path string) string {
+		return "handle " + path + " {\n" + egress(api.URL, endpoint.URL, "scopes read") + "\n}\n"
+	}
+	authorization := func(g *gateway, path string) string {
+		if resp, body := g.get(path); resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %d %s", path, resp.StatusCode, body)
+		}
+		return api.last(t).Header.Get("Authorization")
+	}
+	mustLoad := func(g *gateway, routes string) {
+		if err := g.load(routes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	secret := "{env.EGRESS_TEST_SECRET}"
+
+	g := startGateway(t, route("/a", secret))
+	first := authorization(g, "/a")
+
+	mustLoad(g, route("/a", secret)+scoped("/b")) // added: the first keeps its token
+	second := authorization(g, "/b")
+	if got := authorization(g, "/a"); got != first || second == first {
+		t.Errorf("after adding: tokens %q and %q, want %q and another", got, second, first)
+	}
+
+	t.Setenv("EGRESS_TEST_OTHER_SECRET", testSecret+"-changed")
+	mustLoad(g, route("/a", "{env.EGRESS_TEST_OTHER_SECRET}")+scoped("/b")) // changed: never the token of the other secret
+	if got := authorization(g, "/a"); got == first {
+		t.Error("a changed secret got the token of the one before")
+	}
+	if got := authorization(g, "/b"); got != second {
+		t.Errorf("the credential that did not change has token %q, want %q", got, second)
+	}
+
+	mustLoad(g, scoped("/b")) // removed, and back: its state was freed
+	mustLoad(g, route("/a", secret)+scoped("/b"))
+	if got := authorization(g, "/a"); got == first {
+		t.Error("the token has outlived its credential")
+	}
+}
+
+func TestRequestsThatDrainAcrossAReload(t *testing.T) {
+	endpoint := newTokens(t)
+	arrived, answer := make(chan string, 1), make(chan struct{})
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/slow" {
+			arrived <- r.Header.Get("Authorization")
+			select {
+			case <-answer:
+			case <-r.Context().Done():
+				return
+			}
+		}
+		// the token was revoked meanwhile: the old config has to get another
+		if r.Header.Get("Authorization") == "Bearer "+nth(1) {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		_, _ = io.WriteString(w, r.Header.Get("Authorization"))
+	}))
+	defer api.Close()
+	g := startGateway(t, egress(api.URL, endpoint.URL, ""))
+
+	result := make(chan string, 1)
+	go func() {
+		resp, err := plainClient.Get(g.URL + "/v1/slow")
+		if err != nil {
+			result <- err.Error()
+			return
+		}
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(resp.Body)
+		result <- fmt.Sprintf("%d %s", resp.StatusCode, body)
+	}()
+	<-arrived
+	reloaded := make(chan error, 1)
+	go func() { reloaded <- g.load(`respond "no egress any more" 404`) }()
+	// Caddy waits grace_period for the request, in which it is answered 401 and
+	// sent again by a config that has been replaced
+	eventually(t, "the new config", func() bool {
+		resp, err := plainClient.Get(g.URL + "/")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusNotFound
+	})
+	close(answer)
+	go func() { <-arrived }()
+	if got := <-result; got != "200 Bearer "+nth(2) {
+		t.Errorf("the request was answered %q, want 200 with the second token", got)
+	}
+	if err := <-reloaded; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRevocation(t *testing.T) {
+	for name, removal := range map[string]func(g *gateway) error{
+		"by a reload without the credential": func(g *gateway) error { return g.load(`respond 404`) },
+		"by a stop":                          func(*gateway) error { return caddy.Stop() },
+	} {
+		for _, revoke := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/revoke_on_stop=%v", name, revoke), func(t *testing.T) {
+				api, server := newSandbox(t, sandbox.Options{API: "voucherify", ClientID: "id", ClientSecret: testSecret})
+				option := ""
+				if revoke {
+					option = "revoke_on_stop"
+				}
+				routes := fmt.Sprintf("egress voucherify %s {\n app_id id\n app_token {env.EGRESS_TEST_SECRET}\n scopes api\n %s\n}", server.URL, option)
+				g := startGateway(t, routes)
+				g.get("/v1/vouchers")
+				if err := g.load(routes); err != nil { // with the same credential: nothing is revoked
+					t.Fatal(err)
+				}
+				if got := api.Stats().LiveTokens; got != 1 {
+					t.Fatalf("%d live tokens after a reload, want 1", got)
+				}
+				if err := removal(g); err != nil {
+					t.Fatal(err)
+				}
+				if revoke {
+					eventually(t, "the revocation", func() bool { return api.Stats().LiveTokens == 0 })
+				} else if got := api.Stats().LiveTokens; got != 1 {
+					t.Errorf("%d live tokens, want the one that is left to expire", got)
+				}
+			})
+		}
+	}
+}
+
+func TestRotatedSecretIsUsedWithoutAReload(t *testing.T) {
+	api, server := newSandbox(t, sandbox.Options{API: "voucherify", ClientID: "id", ClientSecret: "after"})
+	file := filepath.Join(t.TempDir(), "secret")
+	write := func(secret string) {
+		if err := os.WriteFile(file, []byte(secret+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("before")
+	g := startGateway(t, fmt.Sprintf("egress voucherify %s {\n app_id id\n app_token {file.%s}\n scopes api\n}", server.URL, file))
+	resp, body := g.get("/v1/vouchers")
+	if resp.StatusCode != http.StatusBadGateway || !strings.Contains(body, "credential_refused") {
+		t.Fatalf("with the wrong secret: %d %s", resp.StatusCode, body)
+	}
+	write("after")
+	eventually(t, "the rotated secret", func() bool {
+		resp, _ := g.get("/v1/vouchers")
+		return resp.StatusCode == http.StatusOK
+	})
+	// the backoff after a refusal begins at 4 s; the changed secret did not wait for it
+	if got := api.Stats().TokenRequests; got != 2 {
+		t.Errorf("%d token requests, want 2", got)
+	}
+}
