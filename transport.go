@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -251,12 +252,14 @@ func (t *Transport) outgoing(req *http.Request, token *tokensource.Token, body *
 	r.URL = &out.url
 
 	// the values are shared: nothing below changes them in place
-	r.Header = make(http.Header, len(req.Header)+1)
-	for name, values := range req.Header {
+	r.Header = maps.Clone(req.Header)
+	if r.Header == nil {
+		r.Header = make(http.Header)
+	}
+	for name := range r.Header {
 		if len(name) == len("Authorization") && strings.EqualFold(name, "Authorization") {
-			continue
+			delete(r.Header, name)
 		}
-		r.Header[name] = values
 	}
 	r.Header["Authorization"] = token.Authorization()
 	if t.api.UserAgent != "" && cmp.Or(r.Header["User-Agent"]...) == "" {
@@ -269,7 +272,7 @@ func (t *Transport) outgoing(req *http.Request, token *tokensource.Token, body *
 	if len(r.Trailer) > 0 {
 		stripTrailers(r.Trailer, t.api.CredentialHeaders)
 	}
-	if isProbe(req) && (req.Host == "" || req.Host == req.URL.Host) {
+	if (req.Host == "" || req.Host == req.URL.Host) && isProbe(req) {
 		r.Host = t.apiHost // RequestHeaderOps do not apply to probes
 	}
 	return r

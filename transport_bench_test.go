@@ -32,7 +32,7 @@ func (s *sink) RoundTrip(*http.Request) (*http.Response, error) { return &s.resp
 
 // benchTransport returns a transport of which the network is left out, and a
 // request of 7 headers for it.
-func benchTransport(b *testing.B) (*Transport, *http.Request) {
+func benchTransport(b testing.TB) (*Transport, *http.Request) {
 	source := tokensource.New(tokensource.Options{Name: "test", Provider: fixedToken{}, State: tokensource.NewState(), Logger: zap.NewNop()})
 	if _, err := source.Token(b.Context()); err != nil {
 		b.Fatal(err)
@@ -88,3 +88,10 @@ func BenchmarkTransportWithBody(b *testing.B) {
 type roundTripperFunc func(*http.Request) (*http.Response, error)
 
 func (f roundTripperFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+func TestAllocations(t *testing.T) {
+	transport, req := benchTransport(t)
+	if got := testing.AllocsPerRun(1000, func() { _, _ = transport.send(req) }); got > 4 {
+		t.Errorf("the transport allocates %v times for a request of 7 headers, want at most 4", got)
+	}
+}

@@ -40,7 +40,7 @@ type Error struct {
 	// RetryAfter is how long the server asked to wait; 0 where it did not.
 	RetryAfter time.Duration
 
-	// Reason says what is wrong with the answer, where status and code do not.
+	// Reason says what is wrong, where status and code do not.
 	Reason string
 
 	// Err is the cause where there was no answer.
@@ -89,6 +89,8 @@ func (e *Error) Advice() string {
 		return "check the credential and its rights at the authorization server"
 	case e.Status == http.StatusTooManyRequests:
 		return "wait; if it stays, find what else asks for tokens with this key"
+	case e.Status == 0 && e.Err == nil:
+		return "wait; if it stays, look for what was logged before"
 	case e.Status == 0:
 		return "check that this host reaches the token endpoint: DNS, firewall, proxy and certificates"
 	case e.Class == Malformed, e.Status/100 == 4:

@@ -137,10 +137,11 @@ func post(ctx context.Context, client *http.Client, r Request) (*response, error
 	if err != nil {
 		return nil, networkError(ctx, fmt.Errorf("reading the answer: %w", err))
 	}
+	answer := &response{sent: sent, status: resp.StatusCode, header: resp.Header, body: body}
 	if len(body) > maxBody {
-		return nil, &Error{Class: Malformed, Status: resp.StatusCode, Reason: "the answer is larger than 1 MiB"}
+		return nil, malformed(answer, "the answer is larger than 1 MiB")
 	}
-	return &response{sent: sent, status: resp.StatusCode, header: resp.Header, body: body}, nil
+	return answer, nil
 }
 
 // DefaultUserAgent names this software to authorization servers.

@@ -102,6 +102,20 @@ func TestBrokenAnswers(t *testing.T) {
 	}
 }
 
+func TestHugeAnswerKeepsWhatItsHeaderAsksFor(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Retry-After", "30")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = w.Write(make([]byte, 2*maxBody))
+	}))
+	defer server.Close()
+	_, err := RequestToken(t.Context(), NewClient(nil), Request{URL: server.URL})
+	var e *Error
+	if !errors.As(err, &e) || e.Status != http.StatusServiceUnavailable || e.RetryAfter != 30*time.Second {
+		t.Errorf("got %#v, want status 503 and a wait of 30s", e)
+	}
+}
+
 func TestNoAnswer(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -330,6 +330,7 @@ func TestAdvice(t *testing.T) {
 		{Error{Class: Refused, Status: 403}, "rights"},
 		{Error{Class: Transient, Status: 429}, "what else asks"},
 		{Error{Class: Transient, Err: io.EOF}, "DNS"},
+		{Error{Class: Transient, Reason: "none was sent"}, "logged before"},
 		{Error{Class: Malformed, Status: 200}, "token_url"},
 		{Error{Class: Transient, Status: 403}, "on the way"},
 		{Error{Class: Transient, Status: 502}, "wait"},

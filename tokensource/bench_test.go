@@ -35,3 +35,11 @@ func BenchmarkSince(b *testing.B) {
 		}
 	}
 }
+
+func TestTokenAllocatesNothing(t *testing.T) {
+	s := tokensource.New(tokensource.Options{Name: "test", Provider: &issuer{lifetime: time.Hour}, State: tokensource.NewState(), Logger: zap.NewNop()})
+	ctx := t.Context()
+	if got := testing.AllocsPerRun(1000, func() { _, _ = s.Token(ctx) }); got != 0 {
+		t.Errorf("Token allocates %v times on the hot path, want 0", got)
+	}
+}

@@ -54,7 +54,7 @@ type failure struct {
 	at          time.Time // of the last of them
 	until       time.Time // the next token request is due
 	starved     time.Time // it is due then already if requests fail for lack of a token
-	asked       bool      // until is what the server asked for
+	asked       time.Time // the server does not want it any sooner
 	fingerprint [32]byte  // of the secrets that were refused
 	checked     time.Time // the secrets were last compared with them
 }
@@ -85,10 +85,8 @@ func after(before *failure, err error, now time.Time, rateLimitWait time.Duratio
 		first, limit = refusedFirst, refusedMax
 	}
 	wait := backoff(f.count, first, limit)
-	if retryAfter > wait {
-		wait, f.asked = retryAfter, true
-	}
-	f.until = now.Add(wait)
+	f.asked = now.Add(retryAfter)
+	f.until = now.Add(max(wait, retryAfter))
 	f.starved = f.until
 	if f.class != tokenprovider.Refused {
 		f.starved = now.Add(backoff(f.count, first, transientStarved))
@@ -110,10 +108,13 @@ func backoff(n int, first, limit time.Duration) time.Duration {
 // reports whether it did.
 func (f *failure) starve() bool { return f.cut(f.starved) }
 
-// cut ends the wait at the latest then, unless the server asked for it, and
+// cut ends the wait at the latest then, or when the server does not mind, and
 // reports whether that is earlier.
 func (f *failure) cut(then time.Time) bool {
-	if f.asked || !f.until.After(then) {
+	if then.Before(f.asked) {
+		then = f.asked
+	}
+	if !f.until.After(then) {
 		return false
 	}
 	f.until = then

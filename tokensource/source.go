@@ -7,7 +7,6 @@ package tokensource
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -472,7 +471,7 @@ func (s *Source) request(wait time.Duration) (token *tokenprovider.Token, finger
 		// this goroutine is nobody's request: a panic would end the process
 		if p := recover(); p != nil {
 			s.log.panicked()
-			token, err = nil, errors.New("requesting a token: internal error, see the log")
+			token, err = nil, &tokenprovider.Error{Class: tokenprovider.Transient, Reason: "internal error, see the log"}
 		}
 	}()
 	ctx, cancel := context.WithTimeout(context.Background(), s.opts.TokenTimeout)
@@ -481,7 +480,7 @@ func (s *Source) request(wait time.Duration) (token *tokenprovider.Token, finger
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return nil, fingerprint, errors.New("the budget of token requests is used up")
+			return nil, fingerprint, &tokenprovider.Error{Class: tokenprovider.Transient, Reason: "the budget of token requests is used up"}
 		}
 	}
 	secrets, err := s.opts.Provider.Secrets()
