@@ -23,6 +23,7 @@ type guarded struct {
 	valid        atomic.Pointer[string]
 	early        bool // say 401 before the body is read
 	unauthorized atomic.Int64
+	accepted     atomic.Int64
 	bodies       atomic.Int64 // bytes of bodies that were accepted
 	challenge    string
 }
@@ -64,6 +65,7 @@ func (a *guarded) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
+	a.accepted.Add(1)
 	n, _ := io.Copy(hash, r.Body)
 	a.bodies.Add(n)
 	_, _ = io.WriteString(w, hex.EncodeToString(hash.Sum(nil)))

@@ -164,7 +164,7 @@ func decodeFaults(body io.Reader) (f Faults, err error) {
 	if err = dec.Decode(&sent); err != nil {
 		return f, describe(err)
 	}
-	if _, err = dec.Token(); err != io.EOF {
+	if _, err = dec.Token(); !errors.Is(err, io.EOF) {
 		return f, errors.New("the body goes on after its JSON object")
 	}
 	if f.Token, err = sent.Token.fault("token"); err != nil {

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -224,13 +225,13 @@ func (h *Handler) setLifetime(value string) error {
 
 // optionNames lists the options of h.API.
 func (h *Handler) optionNames() string {
-	var names string
+	var names strings.Builder
 	for _, opt := range h.texts() {
 		if opt.api == h.API {
-			names += opt.name + ", "
+			names.WriteString(opt.name + ", ")
 		}
 	}
-	return names + "lifetime"
+	return names.String() + "lifetime"
 }
 
 // Interface guards

@@ -89,7 +89,7 @@ func (u *understory) grant(r *http.Request) (token, *hydraError) {
 	}
 
 	t := token{value: understoryToken()}
-	for _, scope := range strings.Fields(r.PostForm.Get("scope")) {
+	for scope := range strings.FieldsSeq(r.PostForm.Get("scope")) {
 		if !slices.Contains(understoryScopes, scope) {
 			return token{}, &hydraError{
 				http.StatusBadRequest, "invalid_scope",
@@ -100,7 +100,7 @@ func (u *understory) grant(r *http.Request) (token, *hydraError) {
 			t.scopes = append(t.scopes, scope)
 		}
 	}
-	for _, audience := range strings.Fields(strings.Join(r.PostForm["audience"], " ")) {
+	for audience := range strings.FieldsSeq(strings.Join(r.PostForm["audience"], " ")) {
 		if audience != understoryAudience {
 			return token{}, invalidRequest(fmt.Sprintf("Requested audience '%s' has not been whitelisted by the OAuth 2.0 Client.", audience))
 		}

@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -85,10 +87,8 @@ func RequestRevocation(ctx context.Context, client *http.Client, r Request, gone
 	if resp.status/100 == 2 {
 		return nil
 	}
-	for _, status := range gone {
-		if resp.status == status {
-			return nil
-		}
+	if slices.Contains(gone, resp.status) {
+		return nil
 	}
 	return parseFailure(resp)
 }
@@ -111,9 +111,7 @@ func post(ctx context.Context, client *http.Client, r Request) (*response, error
 	if err != nil {
 		return nil, &Error{Class: Transient, Err: errors.New("the endpoint is no URL")}
 	}
-	for name, values := range r.Header {
-		req.Header[name] = values
-	}
+	maps.Copy(req.Header, r.Header)
 	if _, ok := req.Header["User-Agent"]; !ok {
 		req.Header.Set("User-Agent", DefaultUserAgent)
 	}

@@ -67,8 +67,7 @@ func after(before *failure, err error, now time.Time, rateLimitWait time.Duratio
 	}
 
 	var retryAfter time.Duration
-	var providerErr *tokenprovider.Error
-	if errors.As(err, &providerErr) {
+	if providerErr, ok := errors.AsType[*tokenprovider.Error](err); ok {
 		f.class = providerErr.Class
 		retryAfter = providerErr.RetryAfter
 		if providerErr.Status == 429 && retryAfter == 0 {

@@ -70,8 +70,7 @@ func (r *reporter) failed(f *flight, before *failure, now time.Time, live bool) 
 		zap.Duration("next_attempt", f.failure.until.Sub(now)),
 		zap.Error(f.failure.err),
 	}
-	var e *tokenprovider.Error
-	if errors.As(f.failure.err, &e) {
+	if e, ok := errors.AsType[*tokenprovider.Error](f.failure.err); ok {
 		fields = append(fields, zap.Int("status", e.Status), zap.String("error_code", e.Code), zap.String("advice", e.Advice()))
 	}
 	switch {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/dustin/go-humanize"
@@ -44,10 +45,8 @@ func Strings(d *caddyfile.Dispenser, v *[]string) error {
 	if len(args) == 0 {
 		return d.Errf("%s: needs at least one value", name)
 	}
-	for _, arg := range args {
-		if arg == "" {
-			return d.Errf("%s: a value is empty", name)
-		}
+	if slices.Contains(args, "") {
+		return d.Errf("%s: a value is empty", name)
 	}
 	*v = args
 	return End(d, name)
@@ -109,7 +108,7 @@ func Size(d *caddyfile.Dispenser, v **int64) error {
 	if err != nil || size > 1<<40 {
 		return d.Errf("%s: %q is no size such as 1MiB", name, d.Val())
 	}
-	bytes := int64(size) //nolint:gosec // bounded above
+	bytes := int64(size)
 	*v = &bytes
 	return End(d, name)
 }

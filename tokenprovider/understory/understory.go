@@ -20,7 +20,7 @@ import (
 
 const (
 	defaultAPIURL   = "https://api.understory.io"
-	defaultTokenURL = "https://api.auth.understory.io/oauth2/token" //nolint:gosec // no credential
+	defaultTokenURL = "https://api.auth.understory.io/oauth2/token"
 	defaultAudience = "https://api.understory.io"
 
 	// rateLimitWait is what Understory asks for after a 429, which has no
