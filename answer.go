@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -22,6 +23,7 @@ import (
 const (
 	keyTokenUnavailable    = "token_unavailable"
 	keyCredentialRefused   = "credential_refused"
+	keyRateLimited         = "rate_limited"
 	keyBadRequestTarget    = "bad_request_target"
 	keyMethodNotAllowed    = "method_not_allowed"
 	keyClientNotAllowed    = "client_not_allowed"
@@ -43,6 +45,26 @@ type refusal struct {
 	proxyError string        // the error type of RFC 9209 §2.3
 	retryAfter time.Duration // 0: none is sent
 	allow      string        // the Allow of a 405
+	wait       time.Duration // for a token
+}
+
+// outcome is what the refusal counts as.
+func (r *refusal) outcome() string {
+	if r.key == keyBadRequestTarget || r.key == keyMethodNotAllowed {
+		return outcomeBadRequest
+	}
+	return r.key
+}
+
+// rateLimitRefusal spares an API that has said 429 the requests it would refuse.
+func rateLimitRefusal(left time.Duration) *refusal {
+	return &refusal{
+		status:     http.StatusTooManyRequests,
+		key:        keyRateLimited,
+		message:    "the API has limited the rate of this credential; the gateway sends nothing until that is over",
+		proxyError: "http_request_denied",
+		retryAfter: max(left, time.Second),
+	}
 }
 
 // tokenRefusal is the refusal for lack of a token.
@@ -72,13 +94,13 @@ func tokenRefusal(err *tokensource.Error) *refusal {
 	return r
 }
 
-// refuse answers req, and logs that unless the token source already has.
+// refuse answers req, and logs that, not too often, unless the token source
+// already has.
 func (t *Transport) refuse(req *http.Request, r *refusal) (*http.Response, error) {
 	closeBody(req)
-	if r.key != keyTokenUnavailable && r.key != keyCredentialRefused {
-		if c := t.logger.Check(zap.WarnLevel, "refused a request"); c != nil {
-			c.Write(zap.String("outcome", r.key), zap.String("reason", r.message+r.detail), zap.String("remote_addr", req.RemoteAddr))
-		}
+	t.report(req, r.outcome(), r.wait)
+	if r.key != keyTokenUnavailable && r.key != keyCredentialRefused && r.key != keyRateLimited {
+		t.logRefusal(req, r)
 	}
 
 	contentType, body := t.api.Error(r.status, r.key, r.message)
@@ -105,6 +127,42 @@ func (t *Transport) refuse(req *http.Request, r *refusal) (*http.Response, error
 		ContentLength: int64(len(body)),
 		Request:       req,
 	}, nil
+}
+
+// logRefusal logs one refusal of a kind a second, with the number of those that
+// went before it unseen: whoever is refused can send as many as they like.
+func (t *Transport) logRefusal(req *http.Request, r *refusal) {
+	leftOut, ok := t.meter.refusals[r.outcome()].next(time.Now())
+	if !ok {
+		return
+	}
+	if c := t.logger.Check(zap.WarnLevel, "refused a request"); c != nil {
+		fields := []zap.Field{
+			zap.String("credential", t.source.Name()), zap.String("outcome", r.key),
+			zap.String("reason", r.message+r.detail), zap.String("remote_addr", req.RemoteAddr),
+		}
+		if leftOut > 0 {
+			fields = append(fields, zap.Int64("left_out", leftOut))
+		}
+		c.Write(fields...)
+	}
+}
+
+// sparing lets one log line a second through.
+type sparing struct {
+	last    atomic.Int64 // Unix nanoseconds
+	leftOut atomic.Int64
+}
+
+// next reports whether a line may be logged now, and how many were left out
+// before it.
+func (s *sparing) next(now time.Time) (leftOut int64, ok bool) {
+	last := s.last.Load()
+	if now.UnixNano()-last < int64(time.Second) || !s.last.CompareAndSwap(last, now.UnixNano()) {
+		s.leftOut.Add(1)
+		return 0, false
+	}
+	return s.leftOut.Swap(0), true
 }
 
 // cleanAnswer drops from an API's answer what only the gateway may say of itself.

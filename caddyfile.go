@@ -49,6 +49,7 @@ type providerModule interface {
 //	    allow         [<methods>] <paths...>
 //	    api_hosts     <host[:port]...>
 //	    allow_http
+//	    respect_rate_limit
 //	}
 //
 // Given more than once, the options add up; each may be set in one of them.
@@ -164,6 +165,7 @@ func (a *App) unmarshalCredential(d *caddyfile.Dispenser) error {
 //	    allow         [<methods>] <paths...>
 //	    api_hosts     <host[:port]...>
 //	    allow_http
+//	    respect_rate_limit
 //
 //	    # any other is one of reverse_proxy
 //	    <reverse_proxy's subdirectives...>
@@ -315,6 +317,7 @@ func proxy(h httpcaddyfile.Helper, t *Transport, d *caddyfile.Dispenser) (caddyh
 //	    allow         [<methods>] <paths...>
 //	    api_hosts     <host[:port]...>
 //	    allow_http
+//	    respect_rate_limit
 //
 //	    # any other is one of transport http
 //	    <options of transport http...>
@@ -406,6 +409,8 @@ func (o *RouteOptions) UnmarshalOption(d *caddyfile.Dispenser) (known bool, err 
 		err = option.Strings(d, &o.APIHosts)
 	case "allow_http":
 		err = option.Flag(d, &o.AllowHTTP)
+	case "respect_rate_limit":
+		err = option.Flag(d, &o.RespectRateLimit)
 	default:
 		return false, nil
 	}

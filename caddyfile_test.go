@@ -65,7 +65,12 @@ func TestGoldenCaddyfiles(t *testing.T) {
 			} else {
 				got.adapted = indentJSON(t, config)
 				if err := validateConfig(t, config); err != nil {
+					// whether Caddy loads the egress app by itself or for a
+					// transport is chance; what the app says is not
 					got.refused = err.Error()
+					if i := strings.Index(got.refused, "loading egress app module"); i > 0 {
+						got.refused = got.refused[i:]
+					}
 				}
 			}
 			if *updateGoldens {

@@ -42,6 +42,7 @@ type gateway struct {
 	log  string // file
 	opts string // further global options
 	srv  string // further options of the server
+	bind string // address it listens on
 }
 
 // gatewayOption changes a gateway before it starts.
@@ -57,10 +58,34 @@ func withServer(options string) gatewayOption {
 	return func(g *gateway) { g.srv = options }
 }
 
+// overUnixSocket has the gateway listen on a unix socket, and the test's client
+// use it. Caddy hands one over at a reload without a gap; with TCP, connections
+// that the old listener has not accepted yet are reset, whatever the handler.
+func overUnixSocket() gatewayOption {
+	return func(g *gateway) {
+		dir, err := os.MkdirTemp("", "egress") // short: the path of a socket is bounded
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		g.t.Cleanup(func() { os.RemoveAll(dir) })
+		socket := filepath.Join(dir, "s")
+		g.bind = "unix/" + socket
+		dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		}
+		before := plainClient.Transport
+		plainClient.Transport = &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 64, DialContext: dial}
+		g.t.Cleanup(func() {
+			plainClient.CloseIdleConnections()
+			plainClient.Transport = before
+		})
+	}
+}
+
 // startGateway runs Caddy with a site of routes.
 func startGateway(t *testing.T, routes string, options ...gatewayOption) *gateway {
 	t.Helper()
-	g := &gateway{t: t, Addr: freeAddr(t), log: filepath.Join(t.TempDir(), "caddy.log")}
+	g := &gateway{t: t, Addr: freeAddr(t), log: filepath.Join(t.TempDir(), "caddy.log"), bind: "127.0.0.1"}
 	g.URL = "http://" + g.Addr
 	for _, option := range options {
 		option(g)
@@ -104,10 +129,10 @@ func (g *gateway) caddyfile(routes string) string {
 	%s
 }
 http://:%s {
-	bind 127.0.0.1
+	bind %s
 	%s
 }
-`, g.log, g.srv, g.opts, g.Addr[strings.LastIndex(g.Addr, ":")+1:], routes)
+`, g.log, g.srv, g.opts, g.Addr[strings.LastIndex(g.Addr, ":")+1:], g.bind, routes)
 }
 
 func (g *gateway) adapt(routes string) []byte {

@@ -34,7 +34,7 @@ func TestHealthChecksCarryTheToken(t *testing.T) {
 
 func TestValidatingAConfigFetchesNothing(t *testing.T) {
 	api, endpoint := newRecorder(t, (*httptest.Server).Start), newTokens(t)
-	g := &gateway{t: t, Addr: freeAddr(t), log: t.TempDir() + "/caddy.log"}
+	g := &gateway{t: t, Addr: freeAddr(t), log: t.TempDir() + "/caddy.log", bind: "127.0.0.1"}
 	var config caddy.Config
 	if err := caddy.StrictUnmarshalJSON(g.adapt(egress(api.URL, endpoint.URL, healthChecks)), &config); err != nil {
 		t.Fatal(err)

@@ -80,7 +80,7 @@ func (s *steady) end(t *testing.T) {
 func TestReloadsUnderTraffic(t *testing.T) {
 	api, endpoint := newRecorder(t, (*httptest.Server).Start), newTokens(t)
 	routes := egress(api.URL, endpoint.URL, "")
-	g := startGateway(t, routes)
+	g := startGateway(t, routes, overUnixSocket())
 	g.get("/v1/warm-up")
 
 	traffic := startSteady(g.URL+"/v1/x", 5*time.Millisecond)

@@ -29,6 +29,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 
 	"github.com/caddy-egress/caddy-egress/internal/option"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
@@ -70,8 +71,9 @@ type App struct {
 	named    map[string]tokenprovider.Provider
 	mu       sync.Mutex
 	sources  map[string]*registration // by name
-	acquired []string                 // keys of pooled states
-	started  chan struct{}            // closed by Start
+	acquired []func() error           // give up what is pooled
+	events   *caddyevents.App
+	started  chan struct{} // closed by Start
 }
 
 // Credential is how tokens are obtained: a provider, with the options of the
@@ -102,7 +104,9 @@ type Credential struct {
 
 // registration is a token source with what it was made from.
 type registration struct {
+	app         *App
 	source      *tokensource.Source
+	meter       *meter
 	identity    string
 	fingerprint [32]byte
 	options     Credential // the provider aside
@@ -137,6 +141,14 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.RouteOptions.validate(); err != nil {
 		return err
 	}
+	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
+	}
+	events, err := ctx.App("events")
+	if err != nil {
+		return fmt.Errorf("getting events app: %w", err)
+	}
+	a.events = events.(*caddyevents.App)
 	for _, name := range slices.Sorted(maps.Keys(a.Credentials)) {
 		if err := checkCredentialName(name); err != nil {
 			return err
@@ -183,9 +195,8 @@ func (a *App) Cleanup() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var errs []error
-	for _, key := range a.acquired {
-		_, err := states.Delete(key)
-		errs = append(errs, err)
+	for _, giveUp := range a.acquired {
+		errs = append(errs, giveUp())
 	}
 	a.acquired = nil
 	return errors.Join(errs...)
@@ -216,11 +227,11 @@ func (c *Credential) load(ctx caddy.Context) (tokenprovider.Provider, error) {
 // source returns the token source of a credential, the same for every route
 // that uses it. Two credentials under one name, and one credential with
 // different options, are errors: which of them applies would be chance.
-func (a *App) source(name string, provider tokenprovider.Provider, c Credential) (*tokensource.Source, error) {
+func (a *App) source(name string, provider tokenprovider.Provider, c Credential) (*tokensource.Source, *meter, error) {
 	c.ProviderRaw = nil
 	secrets, err := provider.Secrets()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	identity := provider.Grant().Identity()
 	fingerprint := tokensource.Fingerprint(secrets)
@@ -230,34 +241,46 @@ func (a *App) source(name string, provider tokenprovider.Provider, c Credential)
 	if r, ok := a.sources[name]; ok {
 		switch {
 		case r.identity != identity:
-			return nil, fmt.Errorf("credential %s: the name stands for two credentials; give each its own", name)
+			return nil, nil, fmt.Errorf("credential %s: the name stands for two credentials; give each its own", name)
 		case r.fingerprint != fingerprint:
-			return nil, fmt.Errorf("credential %s: is given twice with different secrets", name)
+			return nil, nil, fmt.Errorf("credential %s: is given twice with different secrets", name)
 		}
 	}
 	for _, r := range a.sources {
 		if r.identity == identity && !reflect.DeepEqual(r.options, c) {
-			return nil, fmt.Errorf("credential %s: is also given as %s, with another refresh_before, token_timeout, token_ca or revoke_on_stop; name it once and refer to it", name, r.source.Name())
+			return nil, nil, fmt.Errorf("credential %s: is also given as %s, with another refresh_before, token_timeout, token_ca or revoke_on_stop; name it once and refer to it", name, r.source.Name())
 		}
 	}
 	if r, ok := a.sources[name]; ok {
-		return r.source, nil
+		return r.source, r.meter, nil
 	}
 
 	client, err := tokenClient(c.TokenCA)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	key := identity + string(fingerprint[:])
 	state, _, err := states.LoadOrNew(key, func() (caddy.Destructor, error) {
 		return pooledState{tokensource.NewState(), name}, nil
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	a.acquired = append(a.acquired, key)
+	a.acquired = append(a.acquired, func() error {
+		_, err := states.Delete(key)
+		return err
+	})
+	grant := provider.Grant()
+	meterKey := name + " " + grant.Provider
+	pooled, _ := meters.LoadOrStore(meterKey, newMeter(name, grant.Provider))
+	measured := pooled.(*meter)
+	a.acquired = append(a.acquired, func() error {
+		_, err := meters.Delete(meterKey)
+		return err
+	})
 
-	source := tokensource.New(tokensource.Options{
+	var source *tokensource.Source
+	source = tokensource.New(tokensource.Options{
 		Name:          name,
 		Provider:      provider,
 		Client:        client,
@@ -265,21 +288,28 @@ func (a *App) source(name string, provider tokenprovider.Provider, c Credential)
 		RefreshBefore: time.Duration(c.RefreshBefore),
 		TokenTimeout:  time.Duration(c.TokenTimeout),
 		RevokeOnStop:  c.RevokeOnStop,
-		Logger:        a.logger,
+		OnRequest: func(r tokensource.Request) {
+			measured.tokenRequest(r)
+			a.emitRequest(source, r)
+		},
+		Logger: a.logger,
 	})
-	a.sources[name] = &registration{source: source, identity: identity, fingerprint: fingerprint, options: c}
+	a.sources[name] = &registration{app: a, source: source, meter: measured, identity: identity, fingerprint: fingerprint, options: c}
 	select {
 	case <-a.started:
 		source.Start()
 	default:
 	}
-	return source, nil
+	return source, measured, nil
 }
 
 // states are the tokens in use, by identity of the credential and fingerprint
 // of its secrets: they survive reloads, and a config with a wrong secret never
 // gets the token of the right one.
 var states = caddy.NewUsagePool()
+
+// meters are what is measured, by credential, so that it survives reloads.
+var meters = caddy.NewUsagePool()
 
 // pooledState is freed with the last config that uses it.
 type pooledState struct {

@@ -283,36 +283,46 @@ func (b *body) again(ctx context.Context) (second *attempt, ok bool) {
 // replay answers a 401 to the request that carried token: with what the API
 // says to a second one with a fresh token, or, where there cannot be one, with
 // that 401.
-func (t *Transport) replay(req *http.Request, unauthorized *http.Response, token *tokensource.Token, b *body) (*http.Response, error) {
-	fresh := t.source.Rejected(token, false)
-	if fresh == nil || !b.replayable() {
+func (t *Transport) replay(req *http.Request, unauthorized *http.Response, token *tokensource.Token, b *body) (resp *http.Response, outcome string, err error) {
+	pass := func(result string) (*http.Response, string, error) {
 		b.release()
-		return cleanAnswer(unauthorized), nil
+		t.meter.unauthorized[result].Inc()
+		return unauthorized, outcomeForwarded, nil
 	}
-	token, err := fresh.Token(req.Context())
+	fresh := t.source.Rejected(token, false)
+	if fresh == nil {
+		return pass(unauthorizedHeldBack)
+	}
+	t.app.emit(eventTokenRejected, t.source, nil)
+	if !b.replayable() {
+		return pass(unauthorizedNotReplayable)
+	}
+	token, err = fresh.Token(req.Context())
 	if err != nil {
-		b.release()
-		return cleanAnswer(unauthorized), nil
+		return pass(unauthorizedNotReplayable)
 	}
 	second, ok := b.again(req.Context())
 	if !ok {
-		b.release()
-		return cleanAnswer(unauthorized), nil
+		return pass(unauthorizedNotReplayable)
 	}
 	go discard(unauthorized.Body)
 
 	done := t.source.Carry(token)
-	resp, err := t.upstream.RoundTrip(t.outgoing(req, token, second))
+	resp, err = t.upstream.RoundTrip(t.outgoing(req, token, second))
 	done()
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusUnauthorized {
+	switch {
+	case err != nil:
+		return nil, outcomeReplayed, err
+	case resp.StatusCode != http.StatusUnauthorized:
 		t.source.Accepted(token, true)
-	} else if !insufficientScope(resp) {
-		t.source.Rejected(token, true)
+		t.meter.unauthorized[unauthorizedReplayedOK].Inc()
+	default:
+		if !insufficientScope(resp) {
+			t.source.Rejected(token, true)
+		}
+		t.meter.unauthorized[unauthorizedReplayed401].Inc()
 	}
-	return cleanAnswer(resp), nil
+	return resp, outcomeReplayed, nil
 }
 
 // discard reads what is left of a 401 that nobody will see, so that its

@@ -52,6 +52,13 @@ type RouteOptions struct {
 	// Permits plain HTTP, and TLS without verification, to hosts other than
 	// this one, for tokens and secrets alike. Default: refused.
 	AllowHTTP bool `json:"allow_http,omitempty"`
+
+	// Answers 429 itself, with the time that is left in Retry-After, once the
+	// API has said 429 to a request with this credential, until that time is
+	// over: a blocked key is not hammered. Where the API does not say how long,
+	// 60 seconds for Understory, and nothing is held back for others.
+	// Default: every request goes to the API.
+	RespectRateLimit bool `json:"respect_rate_limit,omitempty"`
 }
 
 // Operation is a set of requests by method and path.
@@ -60,7 +67,7 @@ type Operation struct {
 	Methods []string `json:"methods,omitempty"`
 
 	// Paths as of the `path` request matcher, of which one has to match. What
-	// is matched is the path as it is sent to the API.
+	// is matched is the path as it is sent to the API, decoded.
 	Paths caddyhttp.MatchPath `json:"paths,omitempty"`
 }
 
@@ -95,6 +102,7 @@ func (o RouteOptions) withDefaults(app RouteOptions) RouteOptions {
 		o.APIHosts = app.APIHosts
 	}
 	o.AllowHTTP = o.AllowHTTP || app.AllowHTTP
+	o.RespectRateLimit = o.RespectRateLimit || app.RespectRateLimit
 	return o
 }
 
@@ -153,6 +161,9 @@ func (o Operation) validate() error {
 		if !strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "*") {
 			return fmt.Errorf("allow: path %q does not begin with a slash", path)
 		}
+		if strings.Contains(path, "%") { // what is matched is decoded
+			return fmt.Errorf("allow: path %q holds an escape; give it as it is decoded", path)
+		}
 	}
 	return nil
 }
@@ -179,8 +190,11 @@ func parseClients(values []string) (clients, error) {
 			continue
 		}
 		prefix, err := caddyhttp.CIDRExpressionToPrefix(value)
-		if err != nil {
+		if err != nil || strings.Contains(value, "%") { // a range has no zone
 			return c, fmt.Errorf("clients: %q is no address or range such as 10.0.0.0/8, any or unix", value)
+		}
+		if addr := prefix.Addr(); addr.Is4In6() && prefix.Bits() >= 96 {
+			prefix = netip.PrefixFrom(addr.Unmap(), prefix.Bits()-96)
 		}
 		c.ranges = append(c.ranges, prefix.Masked())
 	}

@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -51,6 +52,7 @@ type Transport struct {
 
 	app      *App
 	source   *tokensource.Source
+	meter    *meter
 	api      tokenprovider.API
 	apiHost  string // Host sent to the API: its authority without the default port
 	guard    guard
@@ -94,7 +96,7 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if t.guard, err = newGuard(ctx, t); err != nil {
 		return fmt.Errorf("credential %s: %w", name, err)
 	}
-	if t.source, err = t.app.source(name, provider, credential); err != nil {
+	if t.source, t.meter, err = t.app.source(name, provider, credential); err != nil {
 		return err
 	}
 
@@ -218,25 +220,46 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // send sends req, which the guards let pass, with a token.
 func (t *Transport) send(req *http.Request) (*http.Response, error) {
-	token, err := t.source.Token(req.Context())
+	if t.RespectRateLimit {
+		if left := t.meter.limitedFor(); left > 0 {
+			return t.refuse(req, rateLimitRefusal(left))
+		}
+	}
+	token, wait, err := t.token(req.Context())
 	if err != nil {
-		return t.withoutToken(req, err)
+		return t.withoutToken(req, err, wait)
 	}
 
 	body := t.keep(req)
 	done := t.source.Carry(token)
 	resp, err := t.upstream.RoundTrip(t.outgoing(req, token, body.first()))
 	done()
-	if err != nil {
+	outcome := outcomeForwarded
+	switch {
+	case err != nil:
 		body.release()
+	case resp.StatusCode == http.StatusUnauthorized && !insufficientScope(resp):
+		resp, outcome, err = t.replay(req, resp, token, body)
+	default:
+		t.source.Accepted(token, false)
+		body.release()
+	}
+	t.report(req, outcome, wait)
+	if err != nil {
 		return nil, err
 	}
-	if resp.StatusCode == http.StatusUnauthorized && !insufficientScope(resp) {
-		return t.replay(req, resp, token, body)
-	}
-	t.source.Accepted(token, false)
-	body.release()
+	t.meter.answered(resp, t.api)
 	return cleanAnswer(resp), nil
+}
+
+// token returns a token, and how long that took if it was not at hand.
+func (t *Transport) token(ctx context.Context) (*tokensource.Token, time.Duration, error) {
+	if token := t.source.Live(); token != nil {
+		return token, 0, nil
+	}
+	start := time.Now()
+	token, err := t.source.Token(ctx)
+	return token, time.Since(start), err
 }
 
 // outgoing returns the request as it is sent: a copy of req with headers and a
@@ -279,14 +302,16 @@ func (t *Transport) outgoing(req *http.Request, token *tokensource.Token, body *
 }
 
 // withoutToken answers a request that no token can be had for.
-func (t *Transport) withoutToken(req *http.Request, err error) (*http.Response, error) {
+func (t *Transport) withoutToken(req *http.Request, err error, wait time.Duration) (*http.Response, error) {
 	var unavailable *tokensource.Error
 	if !errors.As(err, &unavailable) || isProbe(req) {
 		// the client is gone, or a probe has failed
 		closeBody(req)
 		return nil, err
 	}
-	return t.refuse(req, tokenRefusal(unavailable))
+	r := tokenRefusal(unavailable)
+	r.wait = wait
+	return t.refuse(req, r)
 }
 
 // isProbe reports whether req is an active health check, not a client's request.

@@ -40,6 +40,7 @@ func benchTransport(b testing.TB) (*Transport, *http.Request) {
 	t := &Transport{
 		app:      &App{memory: newMemory(defaultReplayMemory)},
 		source:   source,
+		meter:    newMeter("test", "test"),
 		upstream: &sink{http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: http.NoBody}},
 	}
 	req, err := http.NewRequestWithContext(b.Context(), http.MethodGet, "http://127.0.0.1:9001/v1/vouchers?limit=10", nil)

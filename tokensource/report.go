@@ -20,6 +20,7 @@ type reporter struct {
 
 	repeated atomic.Int64 // when a failure was last logged, Unix nanoseconds
 	warned   atomic.Bool  // of what the server does with every token
+	failing  *failure     // the last one, until a token comes. mu of the state is held.
 }
 
 // obtained logs a new token: at debug, or at info where it ends an outage.
@@ -28,6 +29,10 @@ func (r *reporter) obtained(f *flight, t *tokenprovider.Token, asked []string, b
 		zap.String("trigger", f.trigger),
 		zap.Duration("lifetime", t.Expires.Sub(t.Issued)),
 	}
+	if before == nil {
+		before = r.failing // it was forgotten for a changed secret
+	}
+	r.failing = nil
 	if before != nil {
 		r.logger.Info("token endpoint issues tokens again", append(fields,
 			zap.Duration("outage", now.Sub(before.since)),
@@ -53,6 +58,7 @@ func (r *reporter) obtained(f *flight, t *tokenprovider.Token, asked []string, b
 // failed logs a failed token request if it is the first, of another kind than
 // the one before, or the last log line is long ago.
 func (r *reporter) failed(f *flight, before *failure, now time.Time, live bool) {
+	r.failing = f.failure
 	// while a config starts, its own servers may not be up yet: the first try
 	// of all is allowed to fail
 	early := f.trigger == triggerWarmup && before == nil && f.failure.class == tokenprovider.Transient

@@ -54,6 +54,10 @@ type Options struct {
 	// provider has to be a Revoker that can.
 	RevokeOnStop bool
 
+	// OnRequest is called after each token request, by its goroutine and with
+	// no lock held. May be nil.
+	OnRequest func(Request)
+
 	Logger *zap.Logger
 }
 
@@ -72,6 +76,9 @@ func New(opts Options) *Source {
 	if opts.TokenTimeout == 0 {
 		opts.TokenTimeout = DefaultTokenTimeout
 	}
+	if opts.OnRequest == nil {
+		opts.OnRequest = func(Request) {}
+	}
 	return &Source{
 		opts:  opts,
 		state: opts.State,
@@ -85,20 +92,27 @@ func (s *Source) Name() string { return s.opts.Name }
 // Provider returns the provider of the tokens.
 func (s *Source) Provider() tokenprovider.Provider { return s.opts.Provider }
 
-// Token returns a live token. With one at hand that is an atomic load and a
-// look at the clock. Without one it waits for the token request under way, or
-// starts one, until ctx ends; while an earlier failure is remembered it fails
-// with that, at once or after a second at most. The error is an *Error, or
-// that of ctx.
-func (s *Source) Token(ctx context.Context) (*Token, error) {
+// Live returns the live token, or nil: an atomic load and a look at the clock.
+func (s *Source) Live() *Token {
 	t := s.state.current.Load()
 	if t == nil || time.Until(t.Expires) <= 0 {
-		return s.wait(ctx)
+		return nil
 	}
 	if !t.used.Load() {
 		s.firstUse(t)
 	}
-	return t, nil
+	return t
+}
+
+// Token returns the live token. Without one it waits for the token request
+// under way, or starts one, until ctx ends; while an earlier failure is
+// remembered it fails with that, at once or after a second at most. The error
+// is an *Error, or that of ctx.
+func (s *Source) Token(ctx context.Context) (*Token, error) {
+	if t := s.Live(); t != nil {
+		return t, nil
+	}
+	return s.wait(ctx)
 }
 
 // firstUse notes that the credential is not idle, once per token: had it been
@@ -222,7 +236,7 @@ func (s *Source) Rejected(t *Token, replay bool) *Fresh {
 		return &Fresh{source: s, token: current}
 	case st.flight != nil:
 		st.flight.after401 = true
-		return &Fresh{source: s, flight: st.flight}
+		return &Fresh{source: s, flight: st.flight, remembered: st.failure}
 	default:
 		return nil // the replacement has failed
 	}
@@ -252,22 +266,23 @@ func (s *Source) Rejected(t *Token, replay bool) *Fresh {
 		s.startFlight(triggerRejected)
 	}
 	st.flight.after401 = true
-	return &Fresh{source: s, flight: st.flight}
+	return &Fresh{source: s, flight: st.flight, remembered: st.failure}
 }
 
 // Fresh is a token to replay a request with, perhaps still to come.
 type Fresh struct {
-	source *Source
-	token  *Token
-	flight *flight
+	source     *Source
+	token      *Token
+	flight     *flight
+	remembered *failure
 }
 
-// Token waits for the token until ctx ends.
+// Token waits for the token, as Source.Token does.
 func (f *Fresh) Token(ctx context.Context) (*Token, error) {
 	if f.token != nil {
 		return f.token, nil
 	}
-	return f.source.join(ctx, f.flight, nil)
+	return f.source.join(ctx, f.flight, f.remembered)
 }
 
 // secretChanged reports whether the secrets are others than those that were
@@ -419,19 +434,27 @@ func (s *Source) startFlight(trigger string) *flight {
 // fly makes the token request and shares its outcome.
 func (s *Source) fly(f *flight, wait time.Duration) {
 	st := s.state
+	start := time.Now()
 	issued, fingerprint, err := s.request(wait)
 	now := time.Now()
+	outcome := Request{Trigger: f.trigger, Took: now.Sub(start), Token: issued, Err: err}
 
 	st.mu.Lock()
-	defer st.mu.Unlock()
+	st.requests++
 	if err != nil {
 		s.failed(f, now, err, fingerprint)
+		st.failures++
+		outcome.Class, outcome.Next = f.failure.class, f.failure.until.Sub(now)
+		outcome.Live = st.current.Load().live()
 	} else {
 		s.obtained(f, now, issued)
 	}
 	st.flight = nil
 	st.wake()
 	close(f.done)
+	st.mu.Unlock()
+
+	s.opts.OnRequest(outcome)
 }
 
 // obtained puts the token that f brought into use. mu is held.
@@ -480,6 +503,9 @@ func (s *Source) request(wait time.Duration) (token *tokenprovider.Token, finger
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
+			s.state.mu.Lock()
+			s.state.budget.left++ // nothing was sent
+			s.state.mu.Unlock()
 			return nil, fingerprint, &tokenprovider.Error{Class: tokenprovider.Transient, Reason: "the budget of token requests is used up"}
 		}
 	}

@@ -29,6 +29,8 @@ type State struct {
 	budget   budget                                            // keeps anything from doing so
 	lastUse  time.Time                                         // about when a request last wanted a token
 	lifetime time.Duration                                     // of the last token; 0 before the first
+	requests int64                                             // token requests so far
+	failures int64                                             // of them failed
 	changed  chan struct{}                                     // closed and replaced whenever any of this changes
 	revoke   func(context.Context, tokenprovider.Secret) error // nil: tokens are left to expire
 }

@@ -1,0 +1,254 @@
+package egress
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
+	"github.com/caddy-egress/caddy-egress/tokensource"
+)
+
+func init() {
+	caddy.RegisterModule(adminAPI{})
+}
+
+const adminPath = "/egress/tokens"
+
+// adminAPI tells how the credentials in use are doing, and acts on them:
+//
+//	GET  /egress/tokens                      all of them
+//	GET  /egress/tokens/<name>               one
+//	POST /egress/tokens/<name>/refresh       replace the token now
+//	POST /egress/tokens/<name>/revoke        revoke the token; the next request gets another
+//	POST /egress/tokens/<name>/introspect    ask the authorization server about the token
+//
+// Answers are JSON. None holds a secret or a token.
+type adminAPI struct {
+	ctx caddy.Context
+}
+
+// CaddyModule returns the Caddy module information.
+func (adminAPI) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "admin.api.egress",
+		New: func() caddy.Module { return new(adminAPI) },
+	}
+}
+
+// Provision keeps the context. Admin modules are set up before apps, so the app
+// is looked up by each request.
+func (a *adminAPI) Provision(ctx caddy.Context) error {
+	a.ctx = ctx
+	return nil
+}
+
+// Routes implements caddy.AdminRouter.
+func (a *adminAPI) Routes() []caddy.AdminRoute {
+	return []caddy.AdminRoute{
+		{Pattern: adminPath, Handler: caddy.AdminHandlerFunc(a.list)},
+		{Pattern: adminPath + "/", Handler: caddy.AdminHandlerFunc(a.one)},
+	}
+}
+
+// CredentialStatus is how a credential is doing, as the admin API tells it.
+type CredentialStatus struct {
+	Credential      string           `json:"credential"`
+	Provider        string           `json:"provider"`
+	TokenEndpoint   string           `json:"token_endpoint"`
+	ClientID        string           `json:"client_id"`
+	ScopesRequested []string         `json:"scopes_requested"`
+	ScopesGranted   []string         `json:"scopes_granted,omitempty"` // absent without a token
+	State           string           `json:"state"`                    // fresh, refreshing, stale, expired, refused or idle
+	Issued          time.Time        `json:"issued,omitzero"`
+	Expires         time.Time        `json:"expires,omitzero"`
+	NextAttempt     time.Time        `json:"next_attempt,omitzero"` // absent: when a request needs a token
+	LastError       *CredentialError `json:"last_error,omitempty"`  // absent if the last token request succeeded
+	TokenRequests   int64            `json:"token_requests"`
+	TokenFailures   int64            `json:"token_failures"`
+	Remaining       *int64           `json:"rate_limit_remaining,omitempty"` // absent where the API does not say
+	LimitedUntil    time.Time        `json:"rate_limited_until,omitzero"`    // absent if the API does not limit the rate now
+}
+
+// CredentialError is why there is no token, or no fresh one.
+type CredentialError struct {
+	Class    string    `json:"class"` // transient, refused or malformed
+	Status   int       `json:"status,omitempty"`
+	Code     string    `json:"code,omitempty"`
+	Message  string    `json:"message"`
+	Advice   string    `json:"advice,omitempty"`
+	Since    time.Time `json:"since"`
+	Attempts int       `json:"attempts"`
+}
+
+// status returns how the credential is doing.
+func (r *registration) status() CredentialStatus {
+	grant := r.source.Provider().Grant()
+	status := r.source.Status()
+	c := CredentialStatus{
+		Credential:      r.source.Name(),
+		Provider:        grant.Provider,
+		TokenEndpoint:   grant.TokenURL,
+		ClientID:        grant.ClientID,
+		ScopesRequested: append([]string{}, grant.Scopes...),
+		State:           string(status.Phase),
+		Issued:          status.Issued,
+		Expires:         status.Expires,
+		NextAttempt:     status.Next,
+		TokenRequests:   status.Requests,
+		TokenFailures:   status.Failures,
+	}
+	if !status.Expires.IsZero() {
+		c.ScopesGranted = status.Granted
+		if c.ScopesGranted == nil { // not said means as asked for, RFC 6749 §5.1
+			c.ScopesGranted = c.ScopesRequested
+		}
+	}
+	if status.Failure != nil {
+		c.LastError = &CredentialError{
+			Class:    string(status.Class),
+			Message:  status.Failure.Error(),
+			Since:    status.Since,
+			Attempts: status.Attempts,
+		}
+		if e, ok := errors.AsType[*tokenprovider.Error](status.Failure); ok {
+			c.LastError.Status, c.LastError.Code, c.LastError.Advice = e.Status, e.Code, e.Advice()
+		}
+	}
+	if n := r.meter.remainingCalls.Load(); n >= 0 {
+		c.Remaining = &n
+	}
+	if left := r.meter.limitedFor(); left > 0 {
+		c.LimitedUntil = time.Now().Add(left)
+	}
+	return c
+}
+
+// registrations returns the credentials in use, by name.
+func (a *App) registrations() []*registration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var all []*registration
+	for _, name := range slices.Sorted(maps.Keys(a.sources)) {
+		all = append(all, a.sources[name])
+	}
+	return all
+}
+
+// registrations returns those of the running config; none if it has no egress.
+func (a *adminAPI) registrations() ([]*registration, error) {
+	app, err := a.ctx.AppIfConfigured("egress")
+	switch {
+	case errors.Is(err, caddy.ErrNotConfigured):
+		return nil, nil
+	case err != nil:
+		return nil, caddy.APIError{HTTPStatus: http.StatusInternalServerError, Err: err}
+	}
+	return app.(*App).registrations(), nil
+}
+
+func (a *adminAPI) list(w http.ResponseWriter, r *http.Request) error {
+	if err := onlyMethod(w, r, http.MethodGet); err != nil {
+		return err
+	}
+	registrations, err := a.registrations()
+	if err != nil {
+		return err
+	}
+	all := make([]CredentialStatus, 0, len(registrations))
+	for _, registration := range registrations {
+		all = append(all, registration.status())
+	}
+	return writeAdmin(w, all)
+}
+
+// one serves a credential, or an action on it.
+func (a *adminAPI) one(w http.ResponseWriter, r *http.Request) error {
+	name, action, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, adminPath+"/"), "/")
+	act, known := actions[action]
+	if !known {
+		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("no such action: %s; there are refresh, revoke, introspect", action)}
+	}
+	registrations, err := a.registrations()
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(registrations, func(r *registration) bool { return r.source.Name() == name })
+	if i < 0 {
+		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("no credential in use is named %q", name)}
+	}
+	if err := onlyMethod(w, r, act.method); err != nil {
+		return err
+	}
+	answer, err := act.do(r.Context(), registrations[i])
+	if err != nil {
+		return actionError(action, err)
+	}
+	return writeAdmin(w, answer)
+}
+
+// action is what can be done to a credential.
+type action struct {
+	method string
+	do     func(context.Context, *registration) (any, error)
+}
+
+var actions = map[string]action{
+	"": {http.MethodGet, func(_ context.Context, r *registration) (any, error) {
+		return r.status(), nil
+	}},
+	"refresh": {http.MethodPost, func(ctx context.Context, r *registration) (any, error) {
+		err := r.source.Refresh(ctx)
+		return r.status(), err
+	}},
+	"revoke": {http.MethodPost, func(ctx context.Context, r *registration) (any, error) {
+		err := r.source.Revoke(ctx)
+		if err == nil {
+			r.app.emit(eventTokenRevoked, r.source, nil)
+		}
+		return r.status(), err
+	}},
+	"introspect": {http.MethodPost, func(ctx context.Context, r *registration) (any, error) {
+		return r.source.Introspect(ctx)
+	}},
+}
+
+// actionError is err as the admin API answers it.
+func actionError(name string, err error) error {
+	status := http.StatusBadGateway // the authorization server has failed
+	switch {
+	case errors.Is(err, tokensource.ErrNotSupported):
+		status = http.StatusNotImplemented
+	case errors.Is(err, tokensource.ErrNoToken):
+		status = http.StatusConflict
+	}
+	return caddy.APIError{HTTPStatus: status, Err: fmt.Errorf("%s: %w", name, err)}
+}
+
+func onlyMethod(w http.ResponseWriter, r *http.Request, method string) error {
+	if r.Method == method {
+		return nil
+	}
+	w.Header().Set("Allow", method)
+	return caddy.APIError{HTTPStatus: http.StatusMethodNotAllowed, Err: fmt.Errorf("method not allowed: %s; use %s", r.Method, method)}
+}
+
+func writeAdmin(w http.ResponseWriter, answer any) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	return json.NewEncoder(w).Encode(answer)
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner = (*adminAPI)(nil)
+	_ caddy.AdminRouter = (*adminAPI)(nil)
+)

@@ -1,0 +1,49 @@
+package egress
+
+import (
+	"errors"
+	"maps"
+
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
+	"github.com/caddy-egress/caddy-egress/tokensource"
+)
+
+// Events that are emitted through Caddy's events app. Each has the data
+// credential and provider.
+const (
+	eventTokenObtained      = "egress.token_obtained"       // trigger, expires
+	eventTokenRefreshFailed = "egress.token_refresh_failed" // trigger, error, error_code, next_attempt, live: whether a live token remains
+	eventCredentialRefused  = "egress.credential_refused"   // as token_refresh_failed
+	eventTokenRejected      = "egress.token_rejected"       // the API said 401, and a fresh token is got
+	eventTokenRevoked       = "egress.token_revoked"        // by the admin API
+)
+
+// emitRequest tells of a token request that has ended.
+func (a *App) emitRequest(s *tokensource.Source, r tokensource.Request) {
+	if r.Err == nil {
+		a.emit(eventTokenObtained, s, map[string]any{"trigger": r.Trigger, "expires": r.Token.Expires})
+		return
+	}
+	name := eventTokenRefreshFailed
+	if r.Class == tokenprovider.Refused {
+		name = eventCredentialRefused
+	}
+	code := ""
+	if failure, ok := errors.AsType[*tokenprovider.Error](r.Err); ok {
+		code = failure.Code
+	}
+	a.emit(name, s, map[string]any{
+		"trigger": r.Trigger, "error": r.Err.Error(), "error_code": code, "next_attempt": r.Next, "live": r.Live,
+	})
+}
+
+// emit tells of what has happened to a credential, unless the config has been
+// replaced: what drains after that is nobody's event.
+func (a *App) emit(name string, s *tokensource.Source, data map[string]any) {
+	if a.events == nil || a.ctx.Err() != nil {
+		return
+	}
+	all := map[string]any{"credential": s.Name(), "provider": s.Provider().Grant().Provider}
+	maps.Copy(all, data)
+	a.events.Emit(a.ctx, name, all)
+}

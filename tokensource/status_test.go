@@ -1,0 +1,376 @@
+package tokensource_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
+	"github.com/caddy-egress/caddy-egress/tokensource"
+)
+
+func TestPhases(t *testing.T) {
+	fail := func(err error) func(*issuer) {
+		return func(i *issuer) { i.err = err }
+	}
+	tests := map[string]struct {
+		latency time.Duration
+		fails   error // from the start on
+		use     bool  // a request carries the first token
+		at      time.Duration
+		change  func(*issuer) // after the first token
+		want    tokensource.Phase
+		live    bool
+		ready   bool
+		class   tokenprovider.Class
+	}{
+		"the first token is on its way":         {latency: time.Second, at: 500 * time.Millisecond, want: tokensource.PhaseRefreshing},
+		"there never was one":                   {fails: down, at: time.Minute, want: tokensource.PhaseExpired, class: tokenprovider.Transient},
+		"refused from the start on":             {fails: refused, at: time.Minute, want: tokensource.PhaseRefused, class: tokenprovider.Refused},
+		"a live token":                          {at: time.Minute, want: tokensource.PhaseFresh, live: true, ready: true},
+		"its refresh fails":                     {use: true, at: 43 * time.Minute, change: fail(down), want: tokensource.PhaseStale, live: true, ready: true, class: tokenprovider.Transient},
+		"its refresh is refused":                {use: true, at: 43 * time.Minute, change: fail(refused), want: tokensource.PhaseStale, live: true, ready: true, class: tokenprovider.Refused},
+		"its refresh hangs":                     {use: true, at: 43 * time.Minute, change: func(i *issuer) { i.hang = true }, want: tokensource.PhaseRefreshing, live: true, ready: true, class: tokenprovider.Transient},
+		"it has expired":                        {use: true, at: 61 * time.Minute, change: fail(down), want: tokensource.PhaseExpired, ready: true, class: tokenprovider.Transient},
+		"it has expired and another is refused": {use: true, at: 61 * time.Minute, change: fail(refused), want: tokensource.PhaseRefused, ready: true, class: tokenprovider.Refused},
+		"nobody has wanted one for long":        {at: 4 * time.Hour, want: tokensource.PhaseIdle, ready: true},
+		"nor for long since it failed":          {use: true, at: 4 * time.Hour, change: fail(down), want: tokensource.PhaseIdle, ready: true, class: tokenprovider.Transient},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				i := &issuer{latency: test.latency, lifetime: time.Hour, err: test.fails}
+				s := newSource(t, i)
+				if got := s.Status(); got.Phase != tokensource.PhaseIdle || !got.Next.IsZero() || got.Ready {
+					t.Errorf("before the start: %+v", got)
+				}
+				start := time.Now()
+				s.Start()
+				synctest.Wait()
+				if test.use {
+					if _, _, err := get(s); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if test.change != nil {
+					i.set(test.change)
+				}
+				time.Sleep(time.Until(start.Add(test.at)))
+				synctest.Wait()
+				// a retry may be under way just now; it is over after token_timeout
+				got := s.Status()
+				for deadline := time.Now().Add(time.Minute); got.Phase != test.want && time.Now().Before(deadline); got = s.Status() {
+					time.Sleep(time.Second)
+				}
+
+				if got.Phase != test.want || got.Ready != test.ready || !got.Expires.IsZero() != test.live || !got.Issued.IsZero() != test.live {
+					t.Errorf("got %+v, want phase %s, live %v, ready %v", got, test.want, test.live, test.ready)
+				}
+				if (got.Failure != nil) != (test.class != "") || got.Class != test.class || (got.Attempts > 0) != (test.class != "") || got.Since.IsZero() != (test.class == "") {
+					t.Errorf("got %+v, want a failure of class %q", got, test.class)
+				}
+				switch {
+				case test.want == tokensource.PhaseIdle:
+					if !got.Next.IsZero() {
+						t.Errorf("the next attempt is at %v, want none before a request needs a token", got.Next)
+					}
+				case test.want != tokensource.PhaseRefreshing:
+					if got.Next.Before(time.Now()) {
+						t.Errorf("the next attempt is at %v, which is over", got.Next)
+					}
+				}
+				if got.Requests != int64(i.count()) && got.Phase != tokensource.PhaseRefreshing {
+					t.Errorf("%d token requests, want %d", got.Requests, i.count())
+				}
+			})
+		})
+	}
+}
+
+func TestManualRefresh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := &issuer{latency: 100 * time.Millisecond, lifetime: time.Hour, err: refused}
+		s := newSource(t, i)
+		s.Start()
+		time.Sleep(time.Second)
+		before := s.Status()
+		if before.Phase != tokensource.PhaseRefused || time.Until(before.Next) < 2*time.Second {
+			t.Fatalf("got %+v, want a refused credential that is left alone for a while", before)
+		}
+
+		// it does not wait for the backoff; what it finds is still the same outage
+		n := i.count()
+		if err := s.Refresh(t.Context()); !errors.Is(err, refused) {
+			t.Errorf("got %v, want the refusal", err)
+		}
+		after := s.Status()
+		if i.count() != n+1 || !after.Since.Equal(before.Since) || after.Attempts != 1 {
+			t.Errorf("%d token requests, %+v; want another that fails since %v, with waits that start over", i.count()-n, after, before.Since)
+		}
+
+		// two share one request
+		i.set(func(i *issuer) { i.err = nil })
+		n = i.count()
+		errs := make(chan error)
+		for range 2 {
+			go func() { errs <- s.Refresh(t.Context()) }()
+		}
+		if err := errors.Join(<-errs, <-errs); err != nil || i.count() != n+1 {
+			t.Errorf("%d token requests, error %v; want one for both", i.count()-n, err)
+		}
+		if got := s.Status(); got.Phase != tokensource.PhaseFresh || got.Failure != nil || !got.Since.IsZero() {
+			t.Errorf("got %+v, want a fresh token", got)
+		}
+
+		// a live token is replaced, and kept where that fails
+		if err := s.Refresh(t.Context()); err != nil || i.count() != n+2 {
+			t.Errorf("%d token requests, error %v; want another", i.count()-n, err)
+		}
+		i.set(func(i *issuer) { i.err = down })
+		if err := s.Refresh(t.Context()); !errors.Is(err, down) {
+			t.Errorf("got %v, want the failure", err)
+		}
+		if got := s.Status(); got.Phase != tokensource.PhaseStale {
+			t.Errorf("got %+v, want the token of before", got)
+		}
+	})
+}
+
+// ablerIssuer can revoke and introspect, after latency.
+type ablerIssuer struct {
+	*issuer
+	able    bool
+	latency time.Duration
+	tokens  []string
+}
+
+func (a *ablerIssuer) CanRevoke() bool     { return a.able }
+func (a *ablerIssuer) CanIntrospect() bool { return a.able }
+
+func (a *ablerIssuer) Revoke(ctx context.Context, _ *http.Client, token tokenprovider.Secret) error {
+	a.tokens = append(a.tokens, token.Reveal())
+	select {
+	case <-time.After(a.latency):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (a *ablerIssuer) Introspect(ctx context.Context, c *http.Client, token tokenprovider.Secret) (*tokenprovider.Introspection, error) {
+	if err := a.Revoke(ctx, c, token); err != nil {
+		return nil, err
+	}
+	return &tokenprovider.Introspection{Active: true}, nil
+}
+
+func TestRevokeAndIntrospect(t *testing.T) {
+	introspect := func(s *tokensource.Source, ctx context.Context) error {
+		_, err := s.Introspect(ctx)
+		return err
+	}
+	for name, do := range map[string]func(*tokensource.Source, context.Context) error{
+		"revoke": (*tokensource.Source).Revoke, "introspect": introspect,
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				if err := do(newSource(t, &issuer{lifetime: time.Hour}), t.Context()); !errors.Is(err, tokensource.ErrNotSupported) {
+					t.Errorf("a provider that never can: %v", err)
+				}
+				a := &ablerIssuer{issuer: &issuer{lifetime: time.Hour}}
+				s := newSource(t, a.issuer, func(o *tokensource.Options) { o.Provider = a })
+				if err := do(s, t.Context()); !errors.Is(err, tokensource.ErrNotSupported) {
+					t.Errorf("a provider that cannot as it is configured: %v", err)
+				}
+				a.able = true
+				if err := do(s, t.Context()); !errors.Is(err, tokensource.ErrNoToken) {
+					t.Errorf("without a token: %v", err)
+				}
+				first, _, err := get(s)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := do(s, t.Context()); err != nil || len(a.tokens) != 1 || a.tokens[0] != first {
+					t.Errorf("asked about %v, error %v; want %s", a.tokens, err, first)
+				}
+				second, _, err := get(s)
+				if err != nil || (second != first) != (name == "revoke") {
+					t.Errorf("after that: token %s, error %v", second, err)
+				}
+
+				// an authorization server that hangs does not hang whoever asks
+				a.latency = time.Hour
+				start := time.Now()
+				if err := do(s, t.Context()); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("got %v, want a timeout", err)
+				}
+				if took := time.Since(start); took != tokensource.DefaultTokenTimeout {
+					t.Errorf("it took %v, want %v", took, tokensource.DefaultTokenTimeout)
+				}
+			})
+		})
+	}
+}
+
+// observed returns an option that has the source log to the observer.
+func observed() (*observer.ObservedLogs, func(*tokensource.Options)) {
+	core, logs := observer.New(zap.DebugLevel)
+	return logs, func(o *tokensource.Options) { o.Logger = zap.New(core) }
+}
+
+// summary returns level and beginning of each line above debug.
+func summary(logs *observer.ObservedLogs) string {
+	var lines []string
+	for _, entry := range logs.All() {
+		if entry.Level > zapcore.DebugLevel {
+			message, _, _ := strings.Cut(entry.Message, ";")
+			lines = append(lines, entry.Level.String()+": "+message)
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+func checkSummary(t *testing.T, logs *observer.ObservedLogs, want ...string) {
+	t.Helper()
+	if got := summary(logs); got != strings.Join(want, "\n") {
+		t.Errorf("logged\n%s\nwant\n%s", got, strings.Join(want, "\n"))
+	}
+}
+
+const (
+	logEarly   = "warn: no first token yet"
+	logNone    = "error: could not get a token"
+	logStale   = "warn: could not refresh the token"
+	logRefused = "error: the authorization server refuses the credential"
+	logAgain   = "info: token endpoint issues tokens again"
+)
+
+func TestOutageIsLoggedOnceAndItsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logs, option := observed()
+		i := &issuer{lifetime: time.Hour, err: &tokenprovider.Error{Class: tokenprovider.Transient, Status: 503, Code: "server_error"}}
+		s := newSource(t, i, option)
+		s.Start()
+		synctest.Wait()
+		for range 30 * 100 { // requests want a token all the time
+			_, _, _ = get(s)
+			time.Sleep(10 * time.Millisecond)
+		}
+		checkSummary(t, logs, logEarly, logNone)
+
+		failed := logs.FilterMessageSnippet("could not get a token").All()[0].ContextMap()
+		for field, want := range map[string]any{
+			"credential": "test", "provider": "test", "attempt": int64(2), "status": int64(503), "error_code": "server_error",
+			"advice": "wait; the authorization server is in trouble", "error": "token endpoint answered 503 Service Unavailable (server_error)",
+		} {
+			if failed[field] != want {
+				t.Errorf("%s is %v, want %v", field, failed[field], want)
+			}
+		}
+		if next, ok := failed["next_attempt"].(time.Duration); !ok || next <= 0 {
+			t.Errorf("next_attempt is %v", failed["next_attempt"])
+		}
+
+		for range 3 * 60 { // what goes on is said again, a minute later
+			_, _, _ = get(s)
+			time.Sleep(time.Second)
+		}
+		if got := logs.FilterMessageSnippet("could not get a token").Len(); got < 3 || got > 5 {
+			t.Errorf("logged %d times in 3.5 minutes, want about once a minute", got)
+		}
+
+		logs.TakeAll()
+		i.set(func(i *issuer) { i.err = nil })
+		time.Sleep(10 * time.Second)
+		checkSummary(t, logs, logAgain)
+		again := logs.FilterMessageSnippet("again").All()[0].ContextMap()
+		if outage, _ := again["outage"].(time.Duration); outage < 210*time.Second || outage > 230*time.Second {
+			t.Errorf("outage is %v, want 3.5 minutes", again["outage"])
+		}
+	})
+}
+
+func TestFailedRefreshIsAWarning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logs, option := observed()
+		i := &issuer{lifetime: time.Hour}
+		s := newSource(t, i, option)
+		s.Start()
+		synctest.Wait()
+		if _, _, err := get(s); err != nil {
+			t.Fatal(err)
+		}
+		i.set(func(i *issuer) { i.err = down })
+		time.Sleep(43 * time.Minute)
+		if got := summary(logs); !strings.HasPrefix(got, logStale) || strings.Contains(got, "error") {
+			t.Errorf("logged\n%s\nwant warnings", got)
+		}
+
+		i.set(func(i *issuer) { i.err = refused }) // another story
+		time.Sleep(time.Minute)
+		if got := summary(logs); !strings.HasSuffix(got, logStale) {
+			t.Errorf("logged\n%s\nwant a warning last", got)
+		}
+		time.Sleep(20 * time.Minute) // and now it has expired
+		if got := summary(logs); !strings.HasSuffix(got, logRefused) {
+			t.Errorf("logged\n%s\nwant an error last", got)
+		}
+	})
+}
+
+func TestEndOfAnOutageIsLoggedWhateverEndsIt(t *testing.T) {
+	mended := func(i *issuer) { i.err, i.secret = nil, "right" }
+	for name, end := range map[string]func(t *testing.T, i *issuer, s *tokensource.Source){
+		"a retry": func(_ *testing.T, i *issuer, _ *tokensource.Source) {
+			i.set(mended)
+			time.Sleep(time.Minute)
+		},
+		"a refresh by hand": func(t *testing.T, i *issuer, s *tokensource.Source) {
+			i.set(mended)
+			if err := s.Refresh(t.Context()); err != nil {
+				t.Error(err)
+			}
+		},
+		"a refresh by hand after one that failed": func(t *testing.T, i *issuer, s *tokensource.Source) {
+			_ = s.Refresh(t.Context())
+			i.set(mended)
+			if err := s.Refresh(t.Context()); err != nil {
+				t.Error(err)
+			}
+		},
+		"a changed secret": func(t *testing.T, i *issuer, s *tokensource.Source) {
+			i.set(mended)
+			if _, _, err := get(s); err != nil {
+				t.Error(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				logs, option := observed()
+				i := &issuer{lifetime: time.Hour, err: refused, secret: "wrong"}
+				s := newSource(t, i, option)
+				s.Start()
+				time.Sleep(2 * time.Second)
+				end(t, i, s)
+				checkSummary(t, logs, logRefused, logAgain)
+				if outage, _ := logs.All()[logs.Len()-1].ContextMap()["outage"].(time.Duration); outage < 2*time.Second {
+					t.Errorf("outage is %v, want 2 seconds at least", outage)
+				}
+				logs.TakeAll()
+				if err := s.Refresh(t.Context()); err != nil {
+					t.Error(err)
+				}
+				checkSummary(t, logs) // nothing more
+			})
+		})
+	}
+}
