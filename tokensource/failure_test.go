@@ -52,3 +52,19 @@ func TestUsedUpBudgetIsNoFaultOfTheCredential(t *testing.T) {
 		}
 	})
 }
+
+func TestRequestThatIsNotMadeIsNotPaidFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		// each token is dead on arrival, and the budget is not waited for
+		i := &issuer{lifetime: time.Nanosecond}
+		s := newSource(t, i, func(o *tokensource.Options) { o.TokenTimeout = 100 * time.Millisecond })
+		start := time.Now()
+		for ; time.Since(start) < time.Minute; time.Sleep(10 * time.Millisecond) {
+			_, _, _ = get(s)
+		}
+		// 5 at once and one a second, less what the waits after failures cost
+		if got := i.count(); got < 40 || got > 66 {
+			t.Errorf("%d token requests in a minute, want 40 to 66", got)
+		}
+	})
+}
