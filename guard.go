@@ -2,6 +2,7 @@ package egress
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -32,16 +33,21 @@ type guard struct {
 	allow     []Operation
 	denied    []string // path prefixes of the API's credential endpoints, lower case
 	apiHosts  []string // host:port, lower case
+	proxied   bool     // requests go through a proxy, which sees those without TLS
 }
 
 func newGuard(ctx caddy.Context, t *Transport) (guard, error) {
-	g := guard{transport: t, denied: t.api.CredentialPaths}
+	g := guard{
+		transport: t,
+		denied:    t.api.CredentialPaths,
+		proxied:   t.ForwardProxyURL != "" || len(t.NetworkProxyRaw) > 0,
+	}
 	var err error
 	if g.clients, err = parseClients(t.Clients); err != nil {
 		return g, err
 	}
 	for _, host := range t.Hosts {
-		g.hosts = append(g.hosts, strings.ToLower(host))
+		g.hosts = append(g.hosts, hostOnly(host))
 	}
 	for _, origin := range t.Origins {
 		g.origins = append(g.origins, strings.ToLower(origin))
@@ -77,7 +83,7 @@ func apiHosts(apiURL string, configured []string) ([]string, error) {
 			hosts = append(hosts, host)
 		default:
 			if h, p, err := net.SplitHostPort(host); err == nil {
-				hosts = append(hosts, net.JoinHostPort(strings.ToLower(h), p))
+				hosts = append(hosts, net.JoinHostPort(hostOnly(h), p))
 			} else {
 				hosts = append(hosts, net.JoinHostPort(hostOnly(host), port))
 			}
@@ -144,11 +150,12 @@ func (g *guard) checkClient(req *http.Request) *refusal {
 	if g.clients.any {
 		return nil
 	}
+	early := req.TLS != nil && !req.TLS.HandshakeComplete // the address may be forged
 	if local, ok := req.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && caddy.IsUnixNetwork(local.Network()) {
 		if g.clients.unix {
 			return nil
 		}
-	} else if peer, err := netip.ParseAddrPort(req.RemoteAddr); err == nil {
+	} else if peer, err := netip.ParseAddrPort(req.RemoteAddr); err == nil && !early {
 		addr := peer.Addr().Unmap().WithZone("")
 		for _, prefix := range g.clients.ranges {
 			if prefix.Contains(addr) {
@@ -215,7 +222,7 @@ func (g *guard) checkOrigin(repl *caddy.Replacer) *refusal {
 // sameOrigin reports whether origin is that of a request to host over scheme.
 func sameOrigin(origin, scheme, host string) bool {
 	u, err := url.Parse(origin)
-	if err != nil || !strings.EqualFold(u.Scheme, scheme) || hostOnly(u.Host) != hostOnly(host) {
+	if err != nil || u.Host == "" || !strings.EqualFold(origin, scheme+"://"+u.Host) || hostOnly(u.Host) != hostOnly(host) {
 		return false
 	}
 	port := func(hostport string) string {
@@ -247,6 +254,9 @@ func (g *guard) checkOperation(req *http.Request, repl *caddy.Replacer) *refusal
 	}
 	path := req.URL.EscapedPath()
 	readings, err := pathReadings(path)
+	if err == nil && len(g.allow) > 0 && strings.Contains(path, "//") {
+		err = errors.New("holds doubled slashes")
+	}
 	if err != nil {
 		return forbidden(keyOperationNotAllowed, "the path "+err.Error()+", so an API could read it otherwise than it looks", "")
 	}
@@ -261,7 +271,7 @@ func (g *guard) checkOperation(req *http.Request, repl *caddy.Replacer) *refusal
 	for _, reading := range readings {
 		if !g.isAllowed(req.Context(), method, reading) {
 			return forbidden(keyOperationNotAllowed,
-				fmt.Sprintf("this operation is not permitted; allow %s %s would permit it", printable(method), printable(path)), "")
+				fmt.Sprintf("this operation is not permitted; allow %s %s would permit it", printable(method), printable(readings[0])), "")
 		}
 	}
 	return nil
@@ -293,52 +303,85 @@ func (g *guard) isAllowed(ctx context.Context, method, path string) bool {
 	return false
 }
 
-// maxDecoding bounds how often an escaped path is decoded; nothing honest is
-// escaped more than twice.
-const maxDecoding = 4
+// maxReadings bounds in how many ways a path can be read; honest ones have few.
+const maxReadings = 32
 
 // pathReadings returns every way in which an API could read the escaped path:
-// with or without escaped slashes taken for slashes, decoded again and again,
-// doubled slashes merged, path parameters (;a=1) cut off. Dot segments,
-// backslashes, control characters and what is no UTF-8 are errors: no honest
-// client sends them, and APIs disagree about them.
+// decoded once or again and again, at once or a segment at a time, with doubled
+// slashes merged, with path parameters (;a=1) cut off, with what follows two
+// slashes taken for an authority; in whatever order. The first one has only
+// those escapes decoded that are needed. Dot segments, backslashes, control
+// characters and what is no UTF-8 are errors: no honest client sends them, and
+// APIs disagree about them.
 func pathReadings(escaped string) ([]string, error) {
 	var readings []string
 	add := func(path string) {
-		for _, reading := range []string{mergeSlashes(path), mergeSlashes(withoutParams(path))} {
-			if !slices.Contains(readings, reading) {
-				readings = append(readings, reading)
+		if !slices.Contains(readings, path) {
+			readings = append(readings, path)
+		}
+	}
+	add(unescape(escaped, func(c byte) bool { return c == '/' || isUnreserved(c) }))
+	add(unescapeSegments(escaped))
+	decoded := unescape(escaped, nil)
+	add(decoded)
+	if !utf8.ValidString(decoded) {
+		return nil, errors.New("is not UTF-8")
+	}
+	for i := 0; i < len(readings); i++ {
+		path := readings[i]
+		switch err := checkReading(path); {
+		case err != nil:
+			return nil, err
+		case i == maxReadings:
+			return nil, errors.New("can be read in too many ways")
+		}
+		add(unescape(path, nil))
+		add(unescapeSegments(path))
+		add(mergeSlashes(path))
+		add(withoutParams(path))
+		add(withoutAuthority(path))
+	}
+	return readings, nil
+}
+
+// unescape decodes the escapes in path once, but for those of characters that
+// are to be kept escaped. What is no escape stays.
+func unescape(path string, keep func(c byte) bool) string {
+	if !strings.Contains(path, "%") {
+		return path
+	}
+	var b strings.Builder
+	for i := 0; i < len(path); i++ {
+		if path[i] == '%' && i+2 < len(path) {
+			c, err := hex.DecodeString(path[i+1 : i+3])
+			if err == nil && (keep == nil || !keep(c[0])) {
+				b.WriteByte(c[0])
+				i += 2
+				continue
 			}
 		}
+		b.WriteByte(path[i])
 	}
+	return b.String()
+}
 
-	// at first decoded segment by segment: an escaped slash belongs to its segment
-	path := strings.NewReplacer("%2f", "%252F", "%2F", "%252F").Replace(escaped)
-	for level := 0; ; level++ {
-		decoded, err := url.PathUnescape(path)
-		switch {
-		case err != nil && level == 0:
-			return nil, errors.New("is not validly escaped")
-		case err != nil, decoded == path && level > 0:
-			return readings, nil // what is left is a percent sign of its own, or nothing
-		case level > maxDecoding:
-			return nil, errors.New("is escaped again and again")
-		}
-		if err := checkReading(decoded); err != nil {
-			return nil, err
-		}
-		add(decoded)
-		path = decoded
-	}
+// unescapeSegments is unescape for each segment: an escaped slash stays.
+func unescapeSegments(path string) string {
+	return unescape(path, func(c byte) bool { return c == '/' })
+}
+
+// isUnreserved reports whether c never needs to be escaped (RFC 3986 §2.3).
+func isUnreserved(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.ContainsRune("-._~", rune(c))
 }
 
 func checkReading(path string) error {
-	if !utf8.ValidString(path) {
-		return errors.New("is not UTF-8")
-	}
-	for _, c := range path {
-		if c < ' ' || c == 0x7f || c == '\\' {
+	for i := range len(path) {
+		switch c := path[i]; {
+		case c < ' ', c == 0x7f, c == '\\':
 			return errors.New("holds a control character or backslash")
+		case c == 0xc0, c == 0xc1, i+1 < len(path) && (c == 0xe0 && path[i+1] < 0xa0 || c == 0xf0 && path[i+1] < 0x90):
+			return errors.New("is not UTF-8") // but a character in disguise
 		}
 	}
 	for segment := range strings.SplitSeq(path, "/") {
@@ -369,6 +412,17 @@ func withoutParams(path string) string {
 	return strings.Join(segments, "/")
 }
 
+// withoutAuthority cuts off what a parser of URLs takes for the host in a path
+// that begins with two slashes.
+func withoutAuthority(path string) string {
+	rest, ok := strings.CutPrefix(path, "//")
+	if !ok {
+		return path
+	}
+	_, rest, _ = strings.Cut(rest, "/")
+	return "/" + rest
+}
+
 // checkAPIHost judges where the request would go: the name that TLS verifies,
 // or else the host that is dialed.
 func (g *guard) checkAPIHost(req *http.Request) *refusal {
@@ -389,33 +443,53 @@ func (g *guard) checkAPIHost(req *http.Request) *refusal {
 	if err != nil {
 		host = strings.Trim(target, "[]")
 	}
-	encrypted := t.TLSEnabled() && !slices.Contains(t.TLS.ExceptPorts, port)
-	verified := encrypted && !t.TLS.InsecureSkipVerify
-	switch {
-	case verified && t.TLS.ServerName != "":
-		host = t.TLS.ServerName
-	case !verified && dialed:
-		// a redirect can change the URL of a probe, not where it is dialed
-		if other := dial.Host; !strings.EqualFold(other, host) && !g.isAPIHost(other, dial.Port) {
-			return misdirected(net.JoinHostPort(other, dial.Port))
-		}
+	encrypted := req.URL.Scheme == "https"
+	if req.URL.Scheme == "" { // as the HTTP transport decides; a health check has one
+		encrypted = t.TLSEnabled() && !slices.Contains(t.TLS.ExceptPorts, req.URL.Port())
 	}
+	verified := encrypted && t.TLSEnabled() && !t.TLS.InsecureSkipVerify
 	if port == "" {
 		port = "80"
 		if encrypted {
 			port = "443"
 		}
 	}
+	if verified && t.TLS.ServerName != "" {
+		host = serverName(req, t.TLS.ServerName)
+	}
 	if !g.isAPIHost(host, port) {
 		return misdirected(net.JoinHostPort(host, port))
 	}
-	if !verified && !t.AllowHTTP && !option.IsLoopback(host) {
+	if verified {
+		return nil
+	}
+	// a redirect can change the URL of a health check, not where it is dialed
+	local := option.IsLoopback(host)
+	if dialed {
+		if !g.isAPIHost(dial.Host, dial.Port) {
+			return misdirected(net.JoinHostPort(dial.Host, dial.Port))
+		}
+		local = local && option.IsLoopback(dial.Host)
+	}
+	if !t.AllowHTTP && (!local || g.proxied) {
 		return &refusal{
 			status: http.StatusMisdirectedRequest, key: keyAPIHostNotAllowed, proxyError: "http_request_denied",
 			message: "the API would be called without verified TLS; allow_http would permit it",
 		}
 	}
 	return nil
+}
+
+// serverName returns the name that TLS verifies, as the HTTP transport does.
+func serverName(req *http.Request, configured string) string {
+	if !strings.Contains(configured, "{") {
+		return configured
+	}
+	repl, _ := req.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if repl == nil {
+		return ""
+	}
+	return repl.ReplaceAll(configured, "")
 }
 
 func (g *guard) isAPIHost(host, port string) bool {

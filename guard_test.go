@@ -1,0 +1,530 @@
+package egress
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/hex"
+	"net"
+	"net/http"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-egress/caddy-egress/internal/option"
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
+)
+
+var deniedPrefixes = []string{"/v1/oauth/", "/v2/oauth/", "/management/"}
+
+// Interpretations returns the paths, in lower case, that some API might take
+// the path of a request for: as it is, or after any of the transformations
+// below, as often and in whatever order they are applied.
+func Interpretations(escaped string) []string {
+	decodings := []func(string) string{
+		func(p string) string { return decode(p, false) },
+		func(p string) string { return decode(p, true) },
+		func(p string) string {
+			return strings.NewReplacer("\xc0\xaf", "/", "\xc0\xae", ".", "\xe0\x80\xaf", "/").Replace(p)
+		},
+		func(p string) string { return strings.ReplaceAll(p, `\`, "/") },
+		func(p string) string { return path.Clean("/" + p) },
+		func(p string) string { // path parameters
+			segments := strings.Split(p, "/")
+			for i := range segments {
+				segments[i], _, _ = strings.Cut(segments[i], ";")
+			}
+			return strings.Join(segments, "/")
+		},
+		func(p string) string { p, _, _ = strings.Cut(p, "\x00"); return p },
+		func(p string) string { // an authority
+			if !strings.HasPrefix(p, "//") {
+				return p
+			}
+			_, rest, _ := strings.Cut(p[2:], "/")
+			return "/" + rest
+		},
+	}
+	found, seen := []string{escaped}, map[string]bool{escaped: true}
+	for i := 0; i < len(found) && len(found) < 1000; i++ {
+		for _, decoding := range decodings {
+			if p := decoding(found[i]); !seen[p] {
+				found = append(found, p)
+				seen[p] = true
+			}
+		}
+	}
+	for i := range found {
+		found[i] = strings.ToLower(found[i])
+	}
+	return found
+}
+
+// decode undoes percent-encoding once and leaves what is none, as lenient
+// decoders do; escaped slashes stay if a segment at a time is decoded.
+func decode(p string, bySegment bool) string {
+	var b strings.Builder
+	for i := 0; i < len(p); i++ {
+		if p[i] == '%' && i+2 < len(p) {
+			if c, err := hex.DecodeString(p[i+1 : i+3]); err == nil && (!bySegment || c[0] != '/') {
+				b.WriteByte(c[0])
+				i += 2
+				continue
+			}
+		}
+		b.WriteByte(p[i])
+	}
+	return b.String()
+}
+
+// IsUnder reports whether p is prefix, which ends in a slash, or below it.
+func IsUnder(p, prefix string) bool { return strings.HasPrefix(p+"/", prefix) }
+
+func voucherifyGuard(t testing.TB, allow ...Operation) *guard {
+	t.Helper()
+	transport := new(Transport)
+	transport.api = tokenprovider.API{URL: "https://api.voucherify.io", CredentialPaths: deniedPrefixes, IgnoresCase: true}
+	transport.Allow = allow
+	g, err := newGuard(caddy.Context{}, transport)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &g
+}
+
+// judge asks g about a request as the replacer and the transport see it.
+func judge(g *guard, method, target string) *refusal {
+	u, err := url.ParseRequestURI(target)
+	if err != nil {
+		return &refusal{key: "not a request"}
+	}
+	repl := caddy.NewReplacer()
+	repl.Set("http.request.method", method)
+	ctx := context.WithValue(context.Background(), caddy.ReplacerCtxKey, repl)
+	return g.checkOperation((&http.Request{Method: method, URL: u}).WithContext(ctx), repl)
+}
+
+func TestCredentialPathsInDisguise(t *testing.T) {
+	g := voucherifyGuard(t)
+	for _, target := range []string{
+		"/v1/oauth", "/v1/oauth/", "/v1/oauth/token", "/V1/OAuth/Token", "/management", "/management/v1/projects",
+		"//v1/oauth/token", "/v1//oauth/token", "/v1/oauth//token",
+		"/%761/oauth/token", "/v1%2Foauth%2Ftoken", "/v1/%6f%61uth/token", "/v1/%256fauth/token", "/v1%252foauth/token", "/%25%32%35%36%64anagement/",
+		"/v1;a=1/oauth;b=2/token", "/v1/oauth%3Ba/token", "/;/v1/oauth/token", "/v1;%2F/oauth/token",
+		"/v1/x/../oauth/token", "/v1/./oauth/token", "/v1/x/..;/oauth/token", "/v1/x/%2e%2e/oauth", "/v1/x/%252e%252e%253b/oauth", "/v1/x%2f..%2foauth",
+		`/v1\oauth\token`, "/v1%5coauth/token", "/v1%255Coauth/token", "/v1/oauth%00", "/v1/oauth%2500", "/v1/oauth%0a", "/v1%c0%afoauth/token", "/v1%25c0%25afoauth/token", "/%ff",
+
+		// what ends one decoder does not end the next
+		"/v1/%256fauth/token%25zz", "/%2525zz/../v1/oauth", "/v1/%256fauth/%25",
+		// parameters cut before decoding, or between two decodings
+		"/v1;%2Fx/%256fauth/token", "/v1;%252Fx/oauth/token",
+		// a path that is read as //authority/path
+		"//x/v1/oauth/token", "//x//y/v1/oauth/token", "/%2Fx/v1/oauth/token", "//user:1@x/management/",
+	} {
+		if r := judge(g, http.MethodPost, target); r == nil {
+			t.Errorf("%s is let pass", target)
+		}
+	}
+	for _, target := range []string{
+		"/", "/v1", "/v1/vouchers", "/v1/oauths", "/v1/vouchers/oauth", "/x/v1/oauth/token", "/client/v1/vouchers", "/managements",
+		"//v1/vouchers", "/v1//vouchers", "/v1/vouchers/a%2Fb%20c", "/v1/vouchers/100%25", "/v1/vouchers/10%25BACK", "/v1/vouchers/%2525", "/v1/vouchers/%25zz", "/v1/vouchers/%7E~",
+		"/v1/vouchers/%D0%B7%D0%B8%D0%BC%D0%B0", "/v1/vouchers/a;b=c", "/v1/vouchers/a..b", "/v1/vouchers/...", "/v1/customers/https%3A%2F%2Fexample.com%2Fid%2F1?x=/../oauth",
+	} {
+		if r := judge(g, http.MethodGet, target); r != nil {
+			t.Errorf("%s is refused: %s", target, r.message)
+		}
+	}
+}
+
+func TestAllow(t *testing.T) {
+	g := voucherifyGuard(t,
+		Operation{Methods: []string{"GET", "HEAD"}, Paths: caddyhttp.MatchPath{"/v1/vouchers/*", "/v1/campaigns"}},
+		Operation{Methods: []string{"POST"}, Paths: caddyhttp.MatchPath{"/v1/vouchers/*/balance"}},
+		Operation{Paths: caddyhttp.MatchPath{"/v1/größe x/*"}},
+	)
+	for _, test := range []struct {
+		method, target string
+		passes         bool
+	}{
+		{"GET", "/v1/vouchers/X", true},
+		{"GET", "/v1/vouchers/", true},
+		{"HEAD", "/v1/vouchers/X", true},
+		{"GET", "/V1/Vouchers/X", true}, // as Caddy's path matcher
+		{"GET", "/v1/vouchers/a%2Fb%20c", true},
+		{"GET", "/v1/vouchers/a%252Fb", true},
+		{"GET", "/v1/vouchers/100%25", true},
+		{"GET", "/v1/vouchers/10%25BACK", true},
+		{"GET", "/v1/vouchers/%F0%9F%8E%81", true},
+		{"GET", "/v1/vouchers/https%3A%2F%2Fexample.com", true},
+		{"GET", "/v1/vouchers/X;a=1", true},
+		{"GET", "/v1/vouchers/%7E%61", true},
+		{"GET", "/v1/campaigns", true},
+		{"POST", "/v1/vouchers/X/balance", true},
+		{"DELETE", "/v1/gr%C3%B6%C3%9Fe%20x/1", true},
+
+		{"POST", "/v1/vouchers/X", false},
+		{"get", "/v1/vouchers/X", false},
+		{"DELETE", "/v1/vouchers/X", false},
+		{"GET", "/v1/vouchers", false},
+		{"GET", "/v1/vouchersX", false},
+		{"GET", "/v1/campaigns/1", false},
+		{"GET", "/v1/vouchers;a=1/X", false},
+		{"GET", "/v1;/vouchers/X", false},
+		{"GET", "/v1/vouchers%2FX", false},
+		{"GET", "/v1%2Fvouchers/X", false},
+		{"GET", "//v1/vouchers/X", false},
+		{"GET", "/v1//vouchers/X", false},
+		{"GET", "/v1/vouchers//X", false},
+		{"GET", "/%761/vouchers/X", false},
+		{"GET", "/v1/voucher%73/X", false},
+		{"GET", "/v1/vouchers/..%2Fcampaigns", false},
+		{"GET", "/v1/vouchers/../campaigns/1", false},
+		{"GET", "/v1/vouchers/%252e%252e/campaigns", false},
+		{"GET", `/v1/vouchers/..\campaigns`, false},
+		{"GET", "/v1/vouchers/%2500", false},
+		{"GET", "/v1/vouchers/%" + strings.Repeat("25", 100) + "41", false},
+		{"POST", "/v1/vouchers/X%2Fy/balance", false}, // a reading has more segments
+		{"POST", "/v1/vouchers/X/redemption;/balance", false},
+		{"POST", "/v1/vouchers/X/redemption%2F..%2Fbalance", false},
+		{"OPTIONS", "*", false},
+	} {
+		if r := judge(g, test.method, test.target); (r == nil) != test.passes {
+			t.Errorf("%s %s: %+v", test.method, test.target, r)
+		}
+	}
+}
+
+func TestRefusalNamesTheOperation(t *testing.T) {
+	g := voucherifyGuard(t, Operation{Paths: caddyhttp.MatchPath{"/v1/vouchers/*"}})
+	r := judge(g, "GET", "/v1/x?token=secret")
+	if r == nil || !strings.Contains(r.message, `allow "GET" "/v1/x" would permit it`) {
+		t.Errorf("got %+v", r)
+	}
+	r = judge(g, "GET", "/v1/gr%C3%B6%C3%9Fe%20x") // decoded, as the option has it
+	if r == nil || !strings.Contains(r.message, `allow "GET" "/v1/größe x" would permit it`) {
+		t.Errorf("got %+v", r)
+	}
+	r = judge(g, "GET", "/v1/"+strings.Repeat("x", 10000))
+	if r == nil || len(r.message) > 500 {
+		t.Errorf("got %+v", r)
+	}
+}
+
+func TestClientAddresses(t *testing.T) {
+	tcp, unix := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80}, &net.UnixAddr{Net: "unix", Name: "/run/x.sock"}
+	for _, test := range []struct {
+		clients []string
+		local   net.Addr
+		peer    string
+		served  bool
+	}{
+		{nil, tcp, "127.0.0.1:1", true},
+		{nil, tcp, "127.8.9.10:1", true},
+		{nil, tcp, "[::1]:1", true},
+		{nil, tcp, "[::ffff:127.0.0.1]:1", true},
+		{nil, tcp, "10.0.0.1:1", false},
+		{nil, tcp, "[::ffff:10.0.0.1]:1", false},
+		{nil, unix, "@", true},
+		{nil, unix, "", true},
+		{nil, tcp, "@", false},
+		{nil, tcp, "", false},
+		{nil, tcp, "127.0.0.1", false},
+		{nil, tcp, "localhost:1", false},
+		{nil, tcp, "127.0.0.1:1:1", false},
+		{nil, nil, "127.0.0.1:1", true},
+		{[]string{"127.0.0.1"}, tcp, "127.0.0.1:1", true},
+		{[]string{"127.0.0.1"}, tcp, "127.0.0.2:1", false},
+		{[]string{"127.0.0.1"}, unix, "@", false},
+		{[]string{"127.0.0.1"}, unix, "127.0.0.1:1", false},
+		{[]string{"unix"}, unix, "@", true},
+		{[]string{"unix"}, tcp, "127.0.0.1:1", false},
+		{[]string{"any"}, tcp, "203.0.113.9:1", true},
+		{[]string{"any"}, unix, "@", true},
+		{[]string{"any"}, tcp, "nonsense", true},
+		{[]string{"10.20.4.7/24"}, tcp, "10.20.4.200:1", true},
+		{[]string{"10.20.4.7/24"}, tcp, "10.20.5.1:1", false},
+		{[]string{"10.0.0.0/8"}, tcp, "[::ffff:10.1.2.3]:1", true},
+		{[]string{"::ffff:10.0.0.0/104"}, tcp, "10.1.2.3:1", true},
+		{[]string{"::ffff:10.0.0.0/104"}, tcp, "11.1.2.3:1", false},
+		{[]string{"::ffff:10.1.2.3"}, tcp, "10.1.2.3:1", true},
+		{[]string{"::/0"}, tcp, "10.1.2.3:1", false},
+		{[]string{"0.0.0.0/0"}, tcp, "[2001:db8::1]:1", false},
+		{[]string{"fe80::/10"}, tcp, "[fe80::1%eth0]:1", true},
+		{[]string{"fe80::/10"}, tcp, "[fec0::1%eth0]:1", false},
+		{[]string{"10.0.0.1", "2001:db8::/32"}, tcp, "[2001:db8:1::1]:1", true},
+	} {
+		transport := new(Transport)
+		transport.Clients = test.clients
+		g, err := newGuard(caddy.Context{}, transport)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req := &http.Request{RemoteAddr: test.peer}
+		if test.local != nil {
+			req = req.WithContext(context.WithValue(context.Background(), http.LocalAddrContextKey, test.local))
+		}
+		if r := g.checkClient(req); (r == nil) != test.served {
+			t.Errorf("clients %v, peer %q at %v: %+v", test.clients, test.peer, test.local, r)
+		}
+	}
+}
+
+// Until the handshake is complete, the address in early data may be forged.
+func TestClientInEarlyData(t *testing.T) {
+	for _, test := range []struct {
+		clients  []string
+		complete bool
+		served   bool
+	}{
+		{nil, true, true},
+		{nil, false, false},
+		{[]string{"any"}, false, true},
+	} {
+		transport := new(Transport)
+		transport.Clients = test.clients
+		g, err := newGuard(caddy.Context{}, transport)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req := &http.Request{RemoteAddr: "127.0.0.1:1", TLS: &tls.ConnectionState{HandshakeComplete: test.complete}}
+		if r := g.checkClient(req); (r == nil) != test.served {
+			t.Errorf("%+v: %+v", test, r)
+		}
+	}
+}
+
+func TestHosts(t *testing.T) {
+	for _, test := range []struct {
+		hosts  []string
+		host   string // as the replacer knows it: without port
+		served bool
+	}{
+		{nil, "127.0.0.1", true},
+		{nil, "10.1.2.3", true},
+		{nil, "::1", true},
+		{nil, "[::1]", true},
+		{nil, "[::1%25eth0]", true},
+		{nil, "localhost", true},
+		{nil, "LOCALHOST.", true},
+		{nil, "gateway", true},
+		{nil, "a.localhost", true},
+		{nil, "a.internal", true},
+		{nil, "A.B.Internal.", true},
+		{nil, "a.local", true},
+		{nil, "a.lan", true},
+		{nil, "a.home.arpa", true},
+		{nil, "a.default.svc", true},
+		{nil, "a.default.svc.cluster.local", true},
+		{nil, "a.test", true},
+		{nil, "", false},
+		{nil, ".", false},
+		{nil, "example.com", false},
+		{nil, "evil.example", false},
+		{nil, "localhost.example.com", false},
+		{nil, "internal.example", false},
+		{nil, "127.0.0.1.nip.io", false},
+		{nil, "127.0.0.1.example.com", false},
+		{nil, "evilinternal.com", false},
+		{nil, "a.internal..", false},
+		{nil, "a.notlocal", false},
+		{nil, "a.arpa", false},
+		{[]string{"api.example.com", "10.0.0.1", "::1"}, "API.example.com.", true},
+		{[]string{"api.example.com", "10.0.0.1", "::1"}, "10.0.0.1", true},
+		{[]string{"api.example.com", "10.0.0.1", "::1"}, "[::1]", true},
+		{[]string{"api.example.com", "10.0.0.1", "::1"}, "localhost", false},
+		{[]string{"api.example.com", "10.0.0.1", "::1"}, "127.0.0.1", false},
+		{[]string{"api.example.com", "10.0.0.1", "::1"}, "x.api.example.com", false},
+		{[]string{"api.example.com", "10.0.0.1", "::1"}, "", false},
+		{[]string{"API.Example.com."}, "api.example.com", true},
+		{[]string{"any"}, "example.com", true},
+		{[]string{"any"}, "", true},
+	} {
+		transport := new(Transport)
+		transport.Hosts = test.hosts
+		if err := transport.RouteOptions.validate(); err != nil {
+			t.Fatal(err)
+		}
+		g, err := newGuard(caddy.Context{}, transport)
+		if err != nil {
+			t.Fatal(err)
+		}
+		repl := caddy.NewReplacer()
+		repl.Set("http.request.host", test.host)
+		if r := g.checkHost(repl); (r == nil) != test.served {
+			t.Errorf("hosts %v, host %q: %+v", test.hosts, test.host, r)
+		}
+	}
+}
+
+func TestSameOrigin(t *testing.T) {
+	for _, test := range []struct {
+		origin, scheme, host string
+		same                 bool
+	}{
+		{"http://localhost:8080", "http", "localhost:8080", true},
+		{"HTTP://LocalHost:8080", "http", "localhost:8080", true},
+		{"http://localhost", "http", "localhost", true},
+		{"http://localhost:80", "http", "localhost", true},
+		{"http://localhost", "http", "localhost:80", true},
+		{"https://localhost", "https", "localhost:443", true},
+		{"http://[::1]:8080", "http", "[::1]:8080", true},
+		{"http://[::1]", "http", "[::1]", true},
+		{"http://localhost:8080", "http", "localhost:8081", false},
+		{"http://localhost:8080", "http", "localhost", false},
+		{"http://localhost", "https", "localhost", false},
+		{"https://localhost", "http", "localhost", false},
+		{"http://127.0.0.1:8080", "http", "localhost:8080", false},
+		{"null", "http", "localhost", false},
+		{"", "http", "localhost", false},
+		{"http://", "http", "", false},
+		{"localhost", "http", "localhost", false},
+		{"//localhost", "http", "localhost", false},
+		{"http:localhost", "http", "localhost", false},
+		{"http://localhost/", "http", "localhost", false},
+		{"http://localhost/x", "http", "localhost", false},
+		{"http://localhost?x", "http", "localhost", false},
+		{"http://localhost#x", "http", "localhost", false},
+		{"http://evil@localhost", "http", "localhost", false},
+		{"http://localhost,http://evil.test", "http", "localhost", false},
+		{"http://localhost http://evil.test", "http", "localhost", false},
+		{"http://localhost.evil.test", "http", "localhost", false},
+		{"chrome-extension://abc", "http", "localhost", false},
+	} {
+		if got := sameOrigin(test.origin, test.scheme, test.host); got != test.same {
+			t.Errorf("%q and %s://%s: got %v", test.origin, test.scheme, test.host, got)
+		}
+	}
+}
+
+func TestRouteOptionsThatAreWrong(t *testing.T) {
+	for _, test := range []struct {
+		options RouteOptions
+		want    string
+	}{
+		{RouteOptions{Clients: []string{"example.com"}}, "clients:"},
+		{RouteOptions{Clients: []string{"10.0.0.0/33"}}, "clients:"},
+		{RouteOptions{Clients: []string{"fe80::1%eth0"}}, "clients:"},
+		{RouteOptions{Clients: []string{""}}, "clients:"},
+		{RouteOptions{Hosts: []string{"example.com:80"}}, "hosts:"},
+		{RouteOptions{Hosts: []string{"*.example.com"}}, "hosts:"},
+		{RouteOptions{Hosts: []string{"http://example.com"}}, "hosts:"},
+		{RouteOptions{Hosts: []string{""}}, "hosts:"},
+		{RouteOptions{Origins: []string{"*"}}, "origins:"},
+		{RouteOptions{Origins: []string{"null"}}, "origins:"},
+		{RouteOptions{Origins: []string{"https://*.example.com"}}, "origins:"},
+		{RouteOptions{Origins: []string{"https://example.com/"}}, "origins:"},
+		{RouteOptions{Allow: []Operation{{}}}, "allow:"},
+		{RouteOptions{Allow: []Operation{{Methods: []string{"get"}, Paths: caddyhttp.MatchPath{"/"}}}}, "allow:"},
+		{RouteOptions{Allow: []Operation{{Paths: caddyhttp.MatchPath{"v1"}}}}, "allow:"},
+		{RouteOptions{Allow: []Operation{{Paths: caddyhttp.MatchPath{"/v1/a%2Fb"}}}}, "allow:"},
+		{RouteOptions{APIHosts: []string{"https://example.com"}}, "api_hosts:"},
+		{RouteOptions{APIHosts: []string{"*.example.com"}}, "api_hosts:"},
+		{RouteOptions{APIHosts: []string{"{header.X}"}}, "api_hosts:"},
+		{RouteOptions{APIHosts: []string{""}}, "api_hosts:"},
+	} {
+		if err := test.options.validate(); err == nil || !strings.HasPrefix(err.Error(), test.want) {
+			t.Errorf("%+v: got %v", test.options, err)
+		}
+	}
+}
+
+func TestAPIHosts(t *testing.T) {
+	for _, test := range []struct {
+		apiURL     string
+		configured []string
+		want       []string
+	}{
+		{"https://API.example.com", nil, []string{"api.example.com:443"}},
+		{"http://api.example.com", nil, []string{"api.example.com:80"}},
+		{"https://api.example.com:8443", nil, []string{"api.example.com:8443"}},
+		{"https://[::1]:8443", nil, []string{"[::1]:8443"}},
+		{"https://[::1]", nil, []string{"[::1]:443"}},
+		{"https://api.example.com:8443", []string{"other.example.com"}, []string{"other.example.com:8443"}},
+		{"https://api.example.com", []string{"Other.example.com.:8443", "[::1]:1", "::1", "unix//run/API.sock"},
+			[]string{"other.example.com:8443", "[::1]:1", "[::1]:443", "unix//run/API.sock"}},
+	} {
+		got, err := apiHosts(test.apiURL, test.configured)
+		if err != nil || !slices.Equal(got, test.want) {
+			t.Errorf("%s, %v: got %v, %v", test.apiURL, test.configured, got, err)
+		}
+	}
+}
+
+// A request to an API over TLS that has become one without, such as a health
+// check that follows a redirect, is one without.
+func TestSchemeOfTheRequestCounts(t *testing.T) {
+	g := voucherifyGuard(t)
+	g.transport.TLS = new(reverseproxy.TLSConfig)
+	for target, passes := range map[string]bool{
+		"//api.voucherify.io/x":           true,
+		"https://api.voucherify.io/x":     true,
+		"https://api.voucherify.io:443/x": true,
+		"https://API.voucherify.io./x":    true,
+		"http://api.voucherify.io/x":      false,
+		"http://api.voucherify.io:443/x":  false,
+		"https://api.voucherify.io:444/x": false,
+		"https://evil.test/x":             false,
+		"https://api.voucherify.io.evil/": false,
+		"https:///x":                      false,
+	} {
+		u, err := url.Parse(target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := g.checkAPIHost(&http.Request{URL: u}); (r == nil) != passes {
+			t.Errorf("%s: %+v", target, r)
+		}
+	}
+}
+
+func TestLoopbackNames(t *testing.T) {
+	for host, want := range map[string]bool{
+		"127.0.0.1": true, "127.1.2.3": true, "::1": true, "::ffff:127.0.0.1": true, "localhost": true, "LocalHost.": true,
+		"10.0.0.1": false, "localhost.example.com": false, "127.0.0.1.example.com": false, "": false, "0.0.0.0": false,
+	} {
+		if got := option.IsLoopback(host); got != want {
+			t.Errorf("%q: got %v", host, got)
+		}
+	}
+}
+
+// FuzzPathReadings checks that no path that is let pass can be taken for one
+// of the API's credential endpoints, nor for one that is not allowed.
+func FuzzPathReadings(f *testing.F) {
+	for _, seed := range []string{
+		"/v1/vouchers/a%2Fb%20c", "/v1/oauth/token", "//x/v1/oauth", "/v1/%256fauth/%25zz", "/v1;%2Fx/%256fauth/token", "/v1/x/..%3b/oauth",
+		`/v1\oauth`, "/v1%c0%afoauth", "/management%00", "/%2525252e/", "/v1/vouchers/..;/x", "*", "http://x/v1/oauth",
+	} {
+		f.Add(seed)
+	}
+	open := voucherifyGuard(f)
+	restricted := voucherifyGuard(f, Operation{Paths: caddyhttp.MatchPath{"/v1/vouchers/*"}})
+	f.Fuzz(func(t *testing.T, target string) {
+		u, err := url.ParseRequestURI(target)
+		if err != nil || len(target) > 300 {
+			return
+		}
+		sent := u.EscapedPath()
+		if judge(open, "GET", target) == nil {
+			for _, p := range Interpretations(sent) {
+				for _, prefix := range deniedPrefixes {
+					if IsUnder(p, prefix) {
+						t.Errorf("%s is let pass and could be read as %s", sent, p)
+					}
+				}
+			}
+		}
+		if judge(restricted, "GET", target) == nil {
+			for _, p := range Interpretations(sent) {
+				if !IsUnder(p, "/v1/vouchers/") {
+					t.Errorf("%s is allowed and could be read as %s", sent, p)
+				}
+			}
+		}
+	})
+}
