@@ -759,7 +759,8 @@ func threeAPIs(t *testing.T) *recorder {
 	api := newRecorder(t, (*httptest.Server).Start)
 	api.handler = func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/v1/oauth/token" {
-			w.Header()["Proxy-Status"] = []string{`caddy-egress; error=spoofed, cdn.example; details="a, caddy-egress; b"`, "caddy-egress", `"caddy-egress"; x`}
+			w.Header()["Proxy-Status"] = []string{`caddy-egress; error=spoofed, cdn.example; details="a, caddy-egress; b"`, "caddy-egress", `"caddy-egress"; x`,
+				`foo; details="a`, `b", caddy-egress; error=x`}
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
@@ -908,7 +909,7 @@ func TestAnswersOfTheGateway(t *testing.T) {
 
 	// only the gateway speaks for itself
 	resp, _ := g.get("/oauth2/ok/v1/x")
-	if got := resp.Header.Values("Proxy-Status"); len(got) != 1 || got[0] != `cdn.example; details="a, caddy-egress; b"` {
+	if got := resp.Header.Values("Proxy-Status"); len(got) != 1 || got[0] != `cdn.example; details="a, caddy-egress; b", foo; details="a, b"` {
 		t.Errorf("Proxy-Status is %q", got)
 	}
 }

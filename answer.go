@@ -171,19 +171,14 @@ func cleanAnswer(resp *http.Response) *http.Response {
 	if !ok {
 		return resp
 	}
-	var kept []string
-	for _, value := range values {
-		members := slices.DeleteFunc(splitList(value), func(member string) bool {
-			name, _, _ := strings.Cut(member, ";")
-			return strings.Trim(strings.TrimSpace(name), `"`) == proxyName
-		})
-		if len(members) > 0 {
-			kept = append(kept, strings.Join(members, ", "))
-		}
-	}
+	// the lines are one list (RFC 9110 §5.3), and have to be read as one
+	members := slices.DeleteFunc(splitList(strings.Join(values, ", ")), func(member string) bool {
+		name, _, _ := strings.Cut(member, ";")
+		return strings.Trim(strings.TrimSpace(name), `"`) == proxyName
+	})
 	delete(resp.Header, "Proxy-Status")
-	if kept != nil {
-		resp.Header["Proxy-Status"] = kept
+	if len(members) > 0 {
+		resp.Header["Proxy-Status"] = []string{strings.Join(members, ", ")}
 	}
 	return resp
 }

@@ -229,11 +229,12 @@ func IsPlainHTTP(rawURL string) bool {
 	return err == nil && u.Scheme == "http" && !IsLoopback(u.Hostname())
 }
 
-// IsLoopback reports whether host, without a port, is this machine.
+// IsLoopback reports whether host, without a port, is this machine. Names under
+// .localhost are not: a resolver may look them up elsewhere, and HTTP_PROXY
+// applies to them.
 func IsLoopback(host string) bool {
 	if addr, err := netip.ParseAddr(host); err == nil {
 		return addr.Unmap().IsLoopback()
 	}
-	host = strings.ToLower(strings.TrimSuffix(host, "."))
-	return host == "localhost" || strings.HasSuffix(host, ".localhost")
+	return strings.EqualFold(strings.TrimSuffix(host, "."), "localhost")
 }

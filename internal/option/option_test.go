@@ -321,7 +321,7 @@ func TestIsLoopback(t *testing.T) {
 		"localhost":           true,
 		"LocalHost":           true,
 		"localhost.":          true,
-		"api.localhost":       true,
+		"api.localhost":       false,
 		"127.0.0.1":           true,
 		"127.1.2.3":           true,
 		"::1":                 true,
@@ -335,7 +335,7 @@ func TestIsLoopback(t *testing.T) {
 		"notlocalhost":        false,
 		"127.0.0.1.nip.io":    false,
 		"::ffff:10.0.0.1":     false,
-		"localhost.localhost": true,
+		"localhost.localhost": false,
 	} {
 		if got := IsLoopback(host); got != want {
 			t.Errorf("%s: got %t", host, got)
