@@ -260,10 +260,8 @@ func (g *guard) checkOperation(req *http.Request, repl *caddy.Replacer) *refusal
 	if err != nil {
 		return forbidden(keyOperationNotAllowed, "the path "+err.Error()+", so an API could read it otherwise than it looks", "")
 	}
-	for _, reading := range readings {
-		if g.isDenied(reading) {
-			return forbidden(keyOperationNotAllowed, "the API's own credential endpoints are not served", "")
-		}
+	if slices.ContainsFunc(readings, g.isDenied) {
+		return forbidden(keyOperationNotAllowed, "the API's own credential endpoints are not served", "")
 	}
 	if len(g.allow) == 0 {
 		return nil
@@ -327,7 +325,7 @@ func pathReadings(escaped string) ([]string, error) {
 	if !utf8.ValidString(decoded) {
 		return nil, errors.New("is not UTF-8")
 	}
-	for i := 0; i < len(readings); i++ {
+	for i := 0; i < len(readings); i++ { //nolint:intrange // it grows meanwhile
 		path := readings[i]
 		switch err := checkReading(path); {
 		case err != nil:
