@@ -12,12 +12,15 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/caddy-egress/caddy-egress/sandbox"
 )
 
 func TestMain(m *testing.M) {
 	os.Setenv("EGRESS_TEST_SECRET", testSecret)
-	os.Exit(m.Run())
+	// the file writers of Caddy's logs keep a goroutine each
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/DeRuina/timberjack.(*Logger).millRun"))
 }
 
 func TestCallsBothAPIsWithNoCredentialInTheRequest(t *testing.T) {
