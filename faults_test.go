@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -65,17 +66,37 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.api.ServeHTTP(w, r)
 }
 
-// reopen serves again at the address of before.
-func (s *service) reopen(t *testing.T) {
+// newRefusingService returns a service that refuses connections until open is
+// called: its address is bound, so nobody else can take it, but not listened at.
+func newRefusingService(t *testing.T) (s *service, open func()) {
 	t.Helper()
-	var listener net.Listener
-	eventually(t, "the address to be free", func() bool {
-		var err error
-		listener, err = net.Listen("tcp", s.Listener.Addr().String())
-		return err == nil
-	})
-	s.Server = &httptest.Server{Listener: listener, Config: &http.Server{Handler: s}}
-	s.Server.Start()
+	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := os.NewFile(uintptr(socket), "socket")
+	t.Cleanup(func() { file.Close() })
+	if err := syscall.Bind(socket, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	address, err := syscall.Getsockname(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = &service{tokens: tokens{lifetime: 3600}}
+	s.Server = &httptest.Server{URL: fmt.Sprintf("http://127.0.0.1:%d", address.(*syscall.SockaddrInet4).Port)}
+	return s, func() {
+		if err := syscall.Listen(socket, 128); err != nil {
+			t.Fatal(err)
+		}
+		listener, err := net.FileListener(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Server = &httptest.Server{Listener: listener, Config: &http.Server{Handler: s}}
+		s.Server.Start()
+		t.Cleanup(s.Server.Close)
+	}
 }
 
 // answer changes what the token endpoint does; nil: it issues tokens.
@@ -309,10 +330,15 @@ func TestTokenEndpointFaults(t *testing.T) {
 	faults := tokenFaults(elsewhere.URL)
 	services := make([]*service, len(faults))
 	admin := freeAddr(t)
+	var open func()
 	global, routes := "admin "+admin+"\n egress {\n", ""
 	for n, f := range faults {
-		services[n] = newService(t)
-		services[n].answer(f.answer)
+		if f.answer == nil {
+			services[n], open = newRefusingService(t)
+		} else {
+			services[n] = newService(t)
+			services[n].answer(f.answer)
+		}
 		name := fmt.Sprint("c", n)
 		timeout := "10s" // whatever a busy machine needs
 		if strings.HasPrefix(f.name, "hangs") {
@@ -320,9 +346,6 @@ func TestTokenEndpointFaults(t *testing.T) {
 		}
 		global += services[n].credential(name, f.provider, "token_timeout "+timeout)
 		routes += fmt.Sprintf("handle_path /%s/* {\n egress %s {\n verbose_logs\n }\n}\n", name, name)
-		if f.answer == nil {
-			services[n].Close()
-		}
 	}
 	loaded := time.Now()
 	g := startWatched(t, routes, withGlobal(global+"}"))
@@ -383,11 +406,9 @@ func TestTokenEndpointFaults(t *testing.T) {
 	})
 
 	// the faults end, and whoever was refused gets another chance by a reload
-	for n, f := range faults {
-		services[n].answer(nil)
-		if f.answer == nil {
-			services[n].reopen(t)
-		}
+	open()
+	for _, s := range services {
+		s.answer(nil)
 	}
 	if err := g.load("log\n" + routes); err != nil {
 		t.Fatal(err)
