@@ -28,13 +28,11 @@ const adminPath = "/egress/tokens"
 //	GET  /egress/tokens                      all of them
 //	GET  /egress/tokens/<name>               one
 //	POST /egress/tokens/<name>/refresh       replace the token now
-//	POST /egress/tokens/<name>/revoke        revoke the token; the next request gets another
+//	POST /egress/tokens/<name>/revoke        revoke the token; another is obtained at once
 //	POST /egress/tokens/<name>/introspect    ask the authorization server about the token
 //
 // Answers are JSON. None holds a secret or a token.
-type adminAPI struct {
-	ctx caddy.Context
-}
+type adminAPI struct{}
 
 // CaddyModule returns the Caddy module information.
 func (adminAPI) CaddyModule() caddy.ModuleInfo {
@@ -42,13 +40,6 @@ func (adminAPI) CaddyModule() caddy.ModuleInfo {
 		ID:  "admin.api.egress",
 		New: func() caddy.Module { return new(adminAPI) },
 	}
-}
-
-// Provision keeps the context. Admin modules are set up before apps, so the app
-// is looked up by each request.
-func (a *adminAPI) Provision(ctx caddy.Context) error {
-	a.ctx = ctx
-	return nil
 }
 
 // Routes implements caddy.AdminRouter.
@@ -118,9 +109,10 @@ func (r *registration) status() CredentialStatus {
 			Message:  status.Failure.Error(),
 			Since:    status.Since,
 			Attempts: status.Attempts,
+			Advice:   tokenprovider.Advice(status.Failure),
 		}
 		if e, ok := errors.AsType[*tokenprovider.Error](status.Failure); ok {
-			c.LastError.Status, c.LastError.Code, c.LastError.Advice = e.Status, e.Code, e.Advice()
+			c.LastError.Status, c.LastError.Code = e.Status, e.Code
 		}
 	}
 	if n := r.meter.remainingCalls.Load(); n >= 0 {
@@ -144,8 +136,10 @@ func (a *App) registrations() []*registration {
 }
 
 // registrations returns those of the running config; none if it has no egress.
-func (a *adminAPI) registrations() ([]*registration, error) {
-	app, err := a.ctx.AppIfConfigured("egress")
+// It is never that of the module's own context: Caddy serves the admin API of a
+// config before the apps are set up, and looking one up then is a data race.
+func (*adminAPI) registrations() ([]*registration, error) {
+	app, err := caddy.ActiveContext().AppIfConfigured("egress")
 	switch {
 	case errors.Is(err, caddy.ErrNotConfigured):
 		return nil, nil
@@ -248,7 +242,4 @@ func writeAdmin(w http.ResponseWriter, answer any) error {
 }
 
 // Interface guards
-var (
-	_ caddy.Provisioner = (*adminAPI)(nil)
-	_ caddy.AdminRouter = (*adminAPI)(nil)
-)
+var _ caddy.AdminRouter = (*adminAPI)(nil)

@@ -38,7 +38,7 @@ No command shows a secret or a token.`,
 			cmd.AddCommand(checkCommand(), statusCommand())
 			cmd.AddCommand(
 				actionCommand("refresh", "Replaces the token of a credential now"),
-				actionCommand("revoke", "Revokes the token of a credential; the next request gets another"),
+				actionCommand("revoke", "Revokes the token of a credential; another is obtained at once"),
 				actionCommand("introspect", "Asks the authorization server about the token of a credential"),
 			)
 		},
@@ -148,7 +148,11 @@ func credentialsOf(config []byte) ([]foundCredential, error) {
 	}
 	var found []foundCredential
 	for _, name := range slices.Sorted(maps.Keys(app.Credentials)) {
-		found = append(found, foundCredential{name: name, Credential: *app.Credentials[name]})
+		c := foundCredential{name: name}
+		if credential := app.Credentials[name]; credential != nil {
+			c.Credential = *credential
+		}
+		found = append(found, c)
 	}
 	seen := make(map[string]bool)
 	for _, name := range slices.Sorted(maps.Keys(parsed.Apps)) {
@@ -171,7 +175,7 @@ func credentialsOf(config []byte) ([]foundCredential, error) {
 			seen[key] = true
 			if t.Name == "" {
 				found = append(found, foundCredential{Credential: t.Credential})
-			} else if credential, ok := app.Credentials[t.Name]; ok {
+			} else if credential := app.Credentials[t.Name]; credential != nil {
 				found = append(found, foundCredential{name: t.Name, Credential: *credential, scopes: t.Scopes})
 			}
 			return nil

@@ -19,11 +19,12 @@ import (
 
 func TestMain(m *testing.M) {
 	os.Setenv("EGRESS_TEST_SECRET", testSecret)
-	// what Caddy leaves behind: the file writers of its logs, and its admin
-	// endpoint, which ends with the process
+	// what Caddy leaves behind: the file writers of its logs, its admin endpoint,
+	// which ends with the process, and the locks of its storage, for a while
 	goleak.VerifyTestMain(m,
 		goleak.IgnoreTopFunction("github.com/DeRuina/timberjack.(*Logger).millRun"),
-		goleak.IgnoreAnyFunction("github.com/caddyserver/caddy/v2.replaceLocalAdminServer.func2"))
+		goleak.IgnoreAnyFunction("github.com/caddyserver/caddy/v2.replaceLocalAdminServer.func2"),
+		goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.keepLockfileFresh"))
 }
 
 func TestCallsBothAPIsWithNoCredentialInTheRequest(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -18,13 +19,19 @@ const (
 	outcomeForwarded  = "forwarded"
 	outcomeReplayed   = "replayed"
 	outcomeBadRequest = "bad_request"
+	outcomeClientGone = "client_gone" // while it waited for a token
 )
 
 // outcomes are all there are: a label has to be bounded.
 var outcomes = []string{
 	outcomeForwarded, outcomeReplayed, keyTokenUnavailable, keyCredentialRefused, keyRateLimited, keyClientNotAllowed,
-	keyHostNotAllowed, keyOriginNotAllowed, keyOperationNotAllowed, keyAPIHostNotAllowed, outcomeBadRequest,
+	keyHostNotAllowed, keyOriginNotAllowed, keyOperationNotAllowed, keyAPIHostNotAllowed, outcomeBadRequest, outcomeClientGone,
 }
+
+// Outcomes of a token request: a token, or the class of the failure.
+const tokenOutcomeOK = "ok"
+
+var tokenOutcomes = []string{tokenOutcomeOK, string(tokenprovider.Transient), string(tokenprovider.Refused), string(tokenprovider.Malformed)}
 
 // Results of a 401 by the API.
 const (
@@ -109,6 +116,9 @@ type meter struct {
 	limited      prometheus.Counter
 	remaining    atomic.Pointer[prometheus.Gauge]
 
+	mu   sync.Mutex // held while a gauge is created
+	gone bool       // the credential is no longer configured
+
 	remainingCalls atomic.Int64 // as the API said last; -1: it never did
 	limitedUntil   atomic.Int64 // Unix nanoseconds
 }
@@ -126,6 +136,11 @@ func newMeter(credential, provider string) *meter {
 		m.requests[outcome] = requestsTotal.WithLabelValues(credential, provider, outcome)
 		m.refusals[outcome] = new(sparing)
 	}
+	for _, trigger := range tokensource.Triggers {
+		for _, outcome := range tokenOutcomes { // from zero on: a first failure has to show as an increase
+			tokenRequestsTotal.WithLabelValues(credential, provider, trigger, outcome)
+		}
+	}
 	for _, result := range unauthorizedResults {
 		m.unauthorized[result] = unauthorizedTotal.WithLabelValues(credential, provider, result)
 	}
@@ -135,15 +150,27 @@ func newMeter(credential, provider string) *meter {
 
 // tokenRequest counts a token request that has ended.
 func (m *meter) tokenRequest(r tokensource.Request) {
-	outcome := "ok"
+	outcome := tokenOutcomeOK
 	if r.Err != nil {
 		outcome = string(r.Class)
 	}
+	if r.Token != nil {
+		m.whileConfigured(func() {
+			tokenExpiry.WithLabelValues(m.labels...).Set(seconds(r.Token.Expires))
+			tokenLastSuccess.WithLabelValues(m.labels...).Set(seconds(time.Now()))
+		})
+	}
 	tokenRequestsTotal.WithLabelValues(m.labels[0], m.labels[1], r.Trigger, outcome).Inc()
 	tokenRequestSeconds.WithLabelValues(m.labels...).Observe(r.Took.Seconds())
-	if r.Token != nil {
-		tokenExpiry.WithLabelValues(m.labels...).Set(seconds(r.Token.Expires))
-		tokenLastSuccess.WithLabelValues(m.labels...).Set(seconds(time.Now()))
+}
+
+// whileConfigured calls f unless the credential is no longer configured: what
+// comes late must not bring back a gauge that nothing takes away again.
+func (m *meter) whileConfigured(f func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.gone {
+		f()
 	}
 }
 
@@ -179,13 +206,15 @@ func (m *meter) answered(resp *http.Response, api tokenprovider.API) {
 // to tell.
 func (m *meter) setRemaining(n int64) {
 	m.remainingCalls.Store(n)
-	gauge := m.remaining.Load()
-	if gauge == nil {
-		g := rateLimitRemaining.WithLabelValues(m.labels...)
-		gauge = &g
-		m.remaining.Store(gauge)
+	if m.remaining.Load() == nil {
+		m.whileConfigured(func() {
+			gauge := rateLimitRemaining.WithLabelValues(m.labels...)
+			m.remaining.Store(&gauge)
+		})
 	}
-	(*gauge).Set(float64(n))
+	if gauge := m.remaining.Load(); gauge != nil {
+		(*gauge).Set(float64(n))
+	}
 }
 
 // limitedFor returns how long the API has asked to be left alone.
@@ -200,6 +229,9 @@ func (m *meter) limitedFor() time.Duration {
 // Destruct implements caddy.Destructor: it drops what is no longer true of a
 // credential that is no longer configured. Its counters stay.
 func (m *meter) Destruct() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.gone = true
 	tokenExpiry.DeleteLabelValues(m.labels...)
 	tokenLastSuccess.DeleteLabelValues(m.labels...)
 	rateLimitRemaining.DeleteLabelValues(m.labels...)

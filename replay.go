@@ -282,8 +282,8 @@ func (b *body) again(ctx context.Context) (second *attempt, ok bool) {
 
 // replay answers a 401 to the request that carried token: with what the API
 // says to a second one with a fresh token, or, where there cannot be one, with
-// that 401.
-func (t *Transport) replay(req *http.Request, unauthorized *http.Response, token *tokensource.Token, b *body) (resp *http.Response, outcome string, err error) {
+// that 401. The time that it waited for that token is added to wait.
+func (t *Transport) replay(req *http.Request, unauthorized *http.Response, token *tokensource.Token, b *body, wait *time.Duration) (resp *http.Response, outcome string, err error) {
 	pass := func(result string) (*http.Response, string, error) {
 		b.release()
 		t.meter.unauthorized[result].Inc()
@@ -297,7 +297,9 @@ func (t *Transport) replay(req *http.Request, unauthorized *http.Response, token
 	if !b.replayable() {
 		return pass(unauthorizedNotReplayable)
 	}
+	start := time.Now()
 	token, err = fresh.Token(req.Context())
+	*wait += time.Since(start)
 	if err != nil {
 		return pass(unauthorizedNotReplayable)
 	}

@@ -239,7 +239,7 @@ func (t *Transport) send(req *http.Request) (*http.Response, error) {
 	case err != nil:
 		body.release()
 	case resp.StatusCode == http.StatusUnauthorized && !insufficientScope(resp):
-		resp, outcome, err = t.replay(req, resp, token, body)
+		resp, outcome, err = t.replay(req, resp, token, body, &wait)
 	default:
 		t.source.Accepted(token, false)
 		body.release()
@@ -307,6 +307,7 @@ func (t *Transport) withoutToken(req *http.Request, err error, wait time.Duratio
 	if !errors.As(err, &unavailable) || isProbe(req) {
 		// the client is gone, or a probe has failed
 		closeBody(req)
+		t.report(req, outcomeClientGone, wait)
 		return nil, err
 	}
 	r := tokenRefusal(unavailable)

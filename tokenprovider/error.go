@@ -1,6 +1,7 @@
 package tokenprovider
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -70,8 +71,22 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
+// Advice says what a person can do about err, a failed token request.
+func Advice(err error) string {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Advice()
+	}
+	return "check that the file or environment variable which the placeholder names exists, is not empty, and can be read by this process"
+}
+
 // Advice says what a person can do about the failure.
 func (e *Error) Advice() string {
+	if e.Status == http.StatusTooManyRequests { // whatever the code says
+		return "wait; if it stays, find what else asks for tokens with this key"
+	}
+	if e.Status >= 500 {
+		return "wait; the authorization server is in trouble"
+	}
 	switch e.Code {
 	case "invalid_client", "unauthorized":
 		return "check the client id and the secret, and whether the key was deleted or blocked"
@@ -87,8 +102,6 @@ func (e *Error) Advice() string {
 		return "set token_url to the address it redirects to"
 	case e.Class == Refused:
 		return "check the credential and its rights at the authorization server"
-	case e.Status == http.StatusTooManyRequests:
-		return "wait; if it stays, find what else asks for tokens with this key"
 	case e.Status == 0 && e.Err == nil:
 		return "wait; if it stays, look for what was logged before"
 	case e.Status == 0:

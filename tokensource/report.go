@@ -19,6 +19,7 @@ type reporter struct {
 	logger *zap.Logger
 
 	repeated atomic.Int64 // when a failure was last logged, Unix nanoseconds
+	usable   atomic.Bool  // there was a live token then
 	warned   atomic.Bool  // of what the server does with every token
 	failing  *failure     // the last one, until a token comes. mu of the state is held.
 }
@@ -63,7 +64,8 @@ func (r *reporter) failed(f *flight, before *failure, now time.Time, live bool) 
 	// of all is allowed to fail
 	early := f.trigger == triggerWarmup && before == nil && f.failure.class == tokenprovider.Transient
 	last := time.Unix(0, r.repeated.Load())
-	if before != nil && sameKind(before.err, f.failure.err) && now.Sub(last) < repeatEvery {
+	lost := r.usable.Swap(live) && !live // what was a warning is an error now
+	if before != nil && !lost && sameKind(before.err, f.failure.err) && now.Sub(last) < repeatEvery {
 		return
 	}
 	if !early {
@@ -75,9 +77,10 @@ func (r *reporter) failed(f *flight, before *failure, now time.Time, live bool) 
 		zap.Int("attempt", f.failure.count),
 		zap.Duration("next_attempt", f.failure.until.Sub(now)),
 		zap.Error(f.failure.err),
+		zap.String("advice", tokenprovider.Advice(f.failure.err)),
 	}
 	if e, ok := errors.AsType[*tokenprovider.Error](f.failure.err); ok {
-		fields = append(fields, zap.Int("status", e.Status), zap.String("error_code", e.Code), zap.String("advice", e.Advice()))
+		fields = append(fields, zap.Int("status", e.Status), zap.String("error_code", e.Code))
 	}
 	switch {
 	case early:

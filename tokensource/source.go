@@ -410,6 +410,9 @@ const (
 	triggerRejected = "rejected" // the API answered 401
 )
 
+// Triggers are all there are.
+var Triggers = []string{triggerWarmup, triggerDemand, triggerRefresh, triggerRejected}
+
 // flight is a token request under way, shared by all who wait for it.
 type flight struct {
 	trigger  string
@@ -482,8 +485,11 @@ func (s *Source) failed(f *flight, now time.Time, err error, fingerprint [32]byt
 	st.rejected = nil
 
 	live := st.current.Load()
-	if live.live() {
+	switch {
+	case live.live():
 		f.failure.cut(live.Expires)
+	case now.Sub(st.lastUse) < transientMax:
+		f.failure.starve() // whoever has failed lately will try again
 	}
 	s.log.failed(f, before, now, live.live())
 }
