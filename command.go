@@ -55,7 +55,8 @@ func checkCommand() *cobra.Command {
 		Long: `
 Obtains one token for each credential of a config, or for those that are named,
 and shows what came of it and what to do about a failure. No server is started,
-and no other app. What can be revoked is revoked afterwards.
+and no other app. What can be revoked is revoked afterwards; a server that hands
+out one token again and again would thereby end that of a running gateway.
 
 Exits with status 1 if a credential gets no token.`,
 		SilenceUsage: true,
@@ -128,7 +129,8 @@ func check(ctx context.Context, config []byte, names []string) ([]checkResult, e
 type foundCredential struct {
 	name string // empty for one that a route holds inline
 	Credential
-	scopes []string // of a route, instead of its own
+	scopes    []string // of a route, instead of its own
+	allowHTTP bool     // a route that uses it has allow_http
 }
 
 // credentialsOf finds the credentials of a config: those with a name, those
@@ -148,7 +150,7 @@ func credentialsOf(config []byte) ([]foundCredential, error) {
 	}
 	var found []foundCredential
 	for _, name := range slices.Sorted(maps.Keys(app.Credentials)) {
-		c := foundCredential{name: name}
+		c := foundCredential{name: name, allowHTTP: app.AllowHTTP}
 		if credential := app.Credentials[name]; credential != nil {
 			c.Credential = *credential
 		}
@@ -163,10 +165,15 @@ func credentialsOf(config []byte) ([]foundCredential, error) {
 			var t struct {
 				Name string `json:"credential"`
 				Credential
-				Scopes []string `json:"scopes"`
+				Scopes    []string `json:"scopes"`
+				AllowHTTP bool     `json:"allow_http"`
 			}
 			if err := json.Unmarshal(raw, &t); err != nil {
 				return fmt.Errorf("reading an egress transport: %w", err)
+			}
+			t.AllowHTTP = t.AllowHTTP || app.AllowHTTP
+			if i := slices.IndexFunc(found, func(c foundCredential) bool { return t.Name != "" && c.name == t.Name }); i >= 0 {
+				found[i].allowHTTP = found[i].allowHTTP || t.AllowHTTP
 			}
 			key := t.Name + string(t.ProviderRaw) + strings.Join(t.Scopes, " ")
 			if seen[key] || t.Name != "" && t.Scopes == nil {
@@ -174,9 +181,9 @@ func credentialsOf(config []byte) ([]foundCredential, error) {
 			}
 			seen[key] = true
 			if t.Name == "" {
-				found = append(found, foundCredential{Credential: t.Credential})
+				found = append(found, foundCredential{Credential: t.Credential, allowHTTP: t.AllowHTTP})
 			} else if credential := app.Credentials[t.Name]; credential != nil {
-				found = append(found, foundCredential{name: t.Name, Credential: *credential, scopes: t.Scopes})
+				found = append(found, foundCredential{name: t.Name, Credential: *credential, scopes: t.Scopes, allowHTTP: t.AllowHTTP})
 			}
 			return nil
 		})
@@ -238,6 +245,9 @@ func (c foundCredential) check(ctx context.Context) checkResult {
 	provider, err := c.load(caddyCtx)
 	if err == nil && c.scopes != nil {
 		provider, err = provider.WithScopes(c.scopes)
+	}
+	if err == nil && !c.allowHTTP {
+		err = checkEndpoints(provider) // what loading refuses gets no secret here
 	}
 	if err != nil {
 		return fail(misconfigured, err, mend)

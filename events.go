@@ -3,6 +3,9 @@ package egress
 import (
 	"errors"
 	"maps"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 	"github.com/caddy-egress/caddy-egress/tokensource"
@@ -45,5 +48,32 @@ func (a *App) emit(name string, s *tokensource.Source, data map[string]any) {
 	}
 	all := map[string]any{"credential": s.Name(), "provider": s.Provider().Grant().Provider}
 	maps.Copy(all, data)
-	a.events.Emit(a.ctx, name, all)
+	if a.active() {
+		a.events.Emit(a.ctx, name, all)
+		return
+	}
+	// the events app may still be starting, and subscribers with it: an event
+	// would be lost, or race with them
+	go func() {
+		tick := time.NewTicker(activePoll)
+		defer tick.Stop()
+		for !a.active() {
+			select {
+			case <-tick.C:
+			case <-a.ctx.Done():
+				return
+			}
+		}
+		a.events.Emit(a.ctx, name, all)
+	}()
+}
+
+// activePoll is how often to look whether a config has started. It is a matter
+// of milliseconds, and Caddy tells it only those who subscribe for it.
+const activePoll = 10 * time.Millisecond
+
+// active reports whether all apps of the app's config have started.
+func (a *App) active() bool {
+	app, err := caddy.ActiveContext().AppIfConfigured("egress")
+	return err == nil && app == a
 }

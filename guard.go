@@ -46,6 +46,9 @@ func newGuard(ctx caddy.Context, t *Transport) (guard, error) {
 	if g.clients, err = parseClients(t.Clients); err != nil {
 		return g, err
 	}
+	if t.Hosts != nil {
+		g.hosts = make([]string, 0, len(t.Hosts))
+	}
 	for _, host := range t.Hosts {
 		g.hosts = append(g.hosts, hostOnly(host))
 	}

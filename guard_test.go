@@ -484,8 +484,8 @@ func TestSchemeOfTheRequestCounts(t *testing.T) {
 
 func TestLoopbackNames(t *testing.T) {
 	for host, want := range map[string]bool{
-		"127.0.0.1": true, "127.1.2.3": true, "::1": true, "::ffff:127.0.0.1": true, "localhost": true, "LocalHost.": true,
-		"10.0.0.1": false, "localhost.example.com": false, "127.0.0.1.example.com": false, "": false, "0.0.0.0": false,
+		"127.0.0.1": true, "127.1.2.3": true, "::1": true, "::ffff:127.0.0.1": true, "localhost": true,
+		"10.0.0.1": false, "LocalHost": false, "localhost.": false, "localhost.example.com": false, "127.0.0.1.example.com": false, "": false, "0.0.0.0": false,
 	} {
 		if got := option.IsLoopback(host); got != want {
 			t.Errorf("%q: got %v", host, got)

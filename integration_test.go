@@ -19,12 +19,14 @@ import (
 
 func TestMain(m *testing.M) {
 	os.Setenv("EGRESS_TEST_SECRET", testSecret)
-	// what Caddy leaves behind: the file writers of its logs, its admin endpoint,
-	// which ends with the process, and the locks of its storage, for a while
+	// what Caddy leaves behind: the file writers of its logs, its admin endpoint
+	// and what cleans up dynamic upstreams, both of which end with the process,
+	// and the locks of its storage, for a while
 	goleak.VerifyTestMain(m,
 		goleak.IgnoreTopFunction("github.com/DeRuina/timberjack.(*Logger).millRun"),
 		goleak.IgnoreAnyFunction("github.com/caddyserver/caddy/v2.replaceLocalAdminServer.func2"),
-		goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.keepLockfileFresh"))
+		goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.keepLockfileFresh"),
+		goleak.IgnoreAnyFunction("github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy.(*Upstream).fillDynamicHost.func1.1"))
 }
 
 func TestCallsBothAPIsWithNoCredentialInTheRequest(t *testing.T) {

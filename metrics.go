@@ -199,7 +199,13 @@ func (m *meter) answered(resp *http.Response, api tokenprovider.API) {
 	if wait == 0 {
 		wait = api.RateLimitWait
 	}
-	m.limitedUntil.Store(time.Now().Add(wait).UnixNano())
+	// an answer that came later may ask for less
+	until := time.Now().Add(wait).UnixNano()
+	for before := m.limitedUntil.Load(); before < until; before = m.limitedUntil.Load() {
+		if m.limitedUntil.CompareAndSwap(before, until) {
+			return
+		}
+	}
 }
 
 // setRemaining shows the gauge from the first time on: before, there is nothing

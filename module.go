@@ -59,7 +59,7 @@ type App struct {
 
 	// Bound on the memory of all request bodies kept for a replay, in bytes. A
 	// request whose body does not fit is sent all the same and not replayed.
-	// Default: `67108864` (64 MiB).
+	// Each body counts in steps of 32 KiB. Default: `67108864` (64 MiB).
 	ReplayMemory *int64 `json:"replay_memory,omitempty"`
 
 	// Defaults for the options of every route.
@@ -136,6 +136,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.started = make(chan struct{})
 	a.memory = newMemory(defaultReplayMemory)
 	if a.ReplayMemory != nil {
+		if *a.ReplayMemory < 0 {
+			return errors.New("replay_memory: is below zero")
+		}
 		a.memory = newMemory(*a.ReplayMemory)
 	}
 	if err := a.RouteOptions.validate(); err != nil {
@@ -194,10 +197,13 @@ func (a *App) Stop() error {
 func (a *App) Cleanup() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var errs []error
-	for _, giveUp := range a.acquired {
-		errs = append(errs, giveUp())
+	// at the end of the process each may wait for its token to be revoked
+	errs := make([]error, len(a.acquired))
+	var wg sync.WaitGroup
+	for i, giveUp := range a.acquired {
+		wg.Go(func() { errs[i] = giveUp() })
 	}
+	wg.Wait()
 	a.acquired = nil
 	return errors.Join(errs...)
 }

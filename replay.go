@@ -166,8 +166,6 @@ func (b *body) readSource(p []byte) (int, error) {
 	defer b.mu.Unlock()
 	if b.keeping {
 		b.append(p[:n])
-	} else if n > 0 {
-		b.whole = false
 	}
 	if err != nil {
 		b.ended = err
@@ -243,8 +241,17 @@ func (b *body) release() {
 	b.undecided = false
 	closed := b.closed
 	b.mu.Unlock()
-	if closed {
+	if !closed {
+		return
+	}
+	select {
+	case b.reading <- struct{}{}:
 		_ = b.source.Close()
+		<-b.reading
+	default:
+		// closing waits for the read that is under way, which may be for ever:
+		// the client may send no more before it has the answer
+		go func() { _ = b.source.Close() }()
 	}
 }
 
@@ -293,7 +300,9 @@ func (t *Transport) replay(req *http.Request, unauthorized *http.Response, token
 	if fresh == nil {
 		return pass(unauthorizedHeldBack)
 	}
-	t.app.emit(eventTokenRejected, t.source, nil)
+	if fresh.First {
+		go t.app.emit(eventTokenRejected, t.source, nil) // not at the cost of the request
+	}
 	if !b.replayable() {
 		return pass(unauthorizedNotReplayable)
 	}

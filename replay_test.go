@@ -260,18 +260,22 @@ func TestSlowUploadIsReplayedWhenTheAPIAnswersEarly(t *testing.T) {
 }
 
 func TestClientThatWaitsForTheAnswerIsNotLeftHanging(t *testing.T) {
-	api, endpoint := newGuarded(t, (*httptest.Server).Start), newTokens(t)
-	api.early = true
-	api.accept(nth(1))
-	// without full duplex, the server itself waits for the body
-	g := startGateway(t, egress(api.URL, endpoint.URL, ""), withServer("enable_full_duplex"))
-	g.get("/v1/warm-up")
-	api.accept("none")
+	for protocol, upstream := range upstreams {
+		t.Run(protocol, func(t *testing.T) {
+			api, endpoint := newGuarded(t, upstream.start), newTokens(t)
+			api.early = true
+			api.accept(nth(1))
+			// without full duplex, the server itself waits for the body
+			g := startGateway(t, egress(api.URL, endpoint.URL, upstream.options), withServer("enable_full_duplex"))
+			g.get("/v1/warm-up")
+			api.accept("none")
 
-	// a client that sends no more before it has an answer
-	status := g.raw("POST /v1/x HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
-	if !strings.Contains(status, "401") {
-		t.Errorf("answered %q, want the API's 401", status)
+			// a client that sends no more before it has an answer
+			status := g.raw("POST /v1/x HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+			if !strings.Contains(status, "401") {
+				t.Errorf("answered %q, want the API's 401", status)
+			}
+		})
 	}
 }
 

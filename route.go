@@ -23,7 +23,8 @@ type RouteOptions struct {
 
 	// Addresses and ranges of the peers that are served, or `any`; `unix`
 	// stands for clients of a unix socket. It is the peer's own address that
-	// counts, never X-Forwarded-For.
+	// counts, never X-Forwarded-For. In a Caddyfile, `private_ranges` stands for
+	// the private ranges of IPv4 and IPv6.
 	// Default: `127.0.0.0/8`, `::1` and `unix`.
 	Clients []string `json:"clients,omitempty"`
 
@@ -66,8 +67,9 @@ type Operation struct {
 	// Methods. Default: any.
 	Methods []string `json:"methods,omitempty"`
 
-	// Paths as of the `path` request matcher, of which one has to match. What
-	// is matched is the path as it is sent to the API, decoded.
+	// Paths as of the `path` request matcher, of which one has to match; letters
+	// count in either case. What is matched is the path as it is sent to the
+	// API, decoded.
 	Paths caddyhttp.MatchPath `json:"paths,omitempty"`
 }
 

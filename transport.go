@@ -157,8 +157,8 @@ func (t *Transport) checkEncryption(provider tokenprovider.Provider) error {
 	if t.AllowHTTP {
 		return nil
 	}
-	if tokenURL := provider.Grant().TokenURL; option.IsPlainHTTP(tokenURL) {
-		return fmt.Errorf("token_url: %s would send the secret unencrypted; use https, or permit it with allow_http", tokenURL)
+	if err := checkEndpoints(provider); err != nil {
+		return err
 	}
 	u, err := url.Parse(t.api.URL)
 	switch {
@@ -170,6 +170,17 @@ func (t *Transport) checkEncryption(provider tokenprovider.Provider) error {
 		return fmt.Errorf("api_url: tokens for %s would be sent unencrypted; use an https upstream, or permit it with allow_http", t.api.URL)
 	case t.TLS.InsecureSkipVerify:
 		return errors.New("tls_insecure_skip_verify: would send tokens to whoever answers; use tls_trust_pool, or permit it with allow_http")
+	}
+	return nil
+}
+
+// checkEndpoints refuses endpoints that would get the secret readable beyond
+// this machine.
+func checkEndpoints(provider tokenprovider.Provider) error {
+	for _, endpoint := range provider.API().Endpoints {
+		if option.IsPlainHTTP(endpoint[1]) {
+			return fmt.Errorf("%s: %s would send the secret unencrypted; use https, or permit it with allow_http", endpoint[0], endpoint[1])
+		}
 	}
 	return nil
 }

@@ -66,6 +66,10 @@ type API struct {
 	// that gets the token.
 	URL string
 
+	// Endpoints are those that get the secret, as option and URL: the token
+	// endpoint, and others there may be.
+	Endpoints [][2]string
+
 	// UserAgent is sent where the client sent none. Empty: none is sent.
 	UserAgent string
 

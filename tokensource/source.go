@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -67,8 +68,9 @@ type Source struct {
 	state *State
 	log   *reporter
 
-	stop context.CancelFunc // ends the refreshing; nil before Start
-	done sync.WaitGroup
+	stop     context.CancelFunc // ends the refreshing; nil before Start
+	done     sync.WaitGroup
+	farewell *farewell
 }
 
 // New returns a source. It asks for a token when Start is called or a request needs one.
@@ -266,7 +268,7 @@ func (s *Source) Rejected(t *Token, replay bool) *Fresh {
 		s.startFlight(triggerRejected)
 	}
 	st.flight.after401 = true
-	return &Fresh{source: s, flight: st.flight, remembered: st.failure}
+	return &Fresh{source: s, flight: st.flight, remembered: st.failure, First: true}
 }
 
 // Fresh is a token to replay a request with, perhaps still to come.
@@ -275,6 +277,9 @@ type Fresh struct {
 	token      *Token
 	flight     *flight
 	remembered *failure
+
+	// First says that it was this 401 that took the token out of use.
+	First bool
 }
 
 // Token waits for the token, as Source.Token does.
@@ -310,13 +315,14 @@ func (s *Source) Start() {
 		st.failure = nil
 	}
 	st.lastUse = time.Now()
-	st.revoke = nil
+	s.farewell = new(farewell)
 	if revoker, ok := s.opts.Provider.(tokenprovider.Revoker); ok && s.opts.RevokeOnStop {
 		client := s.opts.Client
-		st.revoke = func(ctx context.Context, token tokenprovider.Secret) error {
+		s.farewell.revoke = func(ctx context.Context, token tokenprovider.Secret) error {
 			return revoker.Revoke(ctx, client, token)
 		}
 	}
+	st.farewells = append(st.farewells, s.farewell)
 	st.mu.Unlock()
 
 	s.done.Go(func() { s.keepFresh(ctx) })
@@ -324,9 +330,19 @@ func (s *Source) Start() {
 
 // Stop ends the refreshing. Requests that still drain get tokens all the same.
 func (s *Source) Stop() {
-	if s.stop != nil {
-		s.stop()
-		s.done.Wait()
+	if s.stop == nil {
+		return
+	}
+	s.stop()
+	s.done.Wait()
+
+	// the last one stays, for Retire; that of a config which was rejected after
+	// it had started is not the last
+	st := s.state
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if len(st.farewells) > 1 {
+		st.farewells = slices.DeleteFunc(st.farewells, func(f *farewell) bool { return f == s.farewell })
 	}
 }
 
@@ -505,7 +521,7 @@ func (s *Source) request(wait time.Duration) (token *tokenprovider.Token, finger
 	}()
 	ctx, cancel := context.WithTimeout(context.Background(), s.opts.TokenTimeout)
 	defer cancel()
-	if wait > 0 {
+	if wait > 0 { // a second at most: requests are made one after the other
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():

@@ -681,6 +681,21 @@ func TestRetire(t *testing.T) {
 			}
 		})
 	})
+	t.Run("as the config that runs has it, not one that was rejected", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r, state, s := start(t, true)
+			if _, err := s.Token(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			rejected := newSource(t, r.issuer, func(o *tokensource.Options) { o.Provider, o.State = r, state })
+			rejected.Start()
+			rejected.Stop()
+			s.Stop()
+			if err := retire(state); err != nil || fmt.Sprint(r.revoked) != "[token-1]" {
+				t.Errorf("revoked %v, error %v; want token-1", r.revoked, err)
+			}
+		})
+	})
 	t.Run("leaves the token to expire where nobody asks for it", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			r, state, s := start(t, false)

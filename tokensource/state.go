@@ -21,18 +21,18 @@ type State struct {
 	// current is the token in use, or nil. The hot path reads nothing else.
 	current atomic.Pointer[Token]
 
-	mu       sync.Mutex
-	flight   *flight                                           // the token request under way, or nil
-	failure  *failure                                          // of the last token request; nil once one succeeded
-	rejected *Token                                            // taken out of use by a 401, put back if no other can be had
-	hold     hold                                              // keeps 401 from asking for tokens again and again
-	budget   budget                                            // keeps anything from doing so
-	lastUse  time.Time                                         // about when a request last wanted a token
-	lifetime time.Duration                                     // of the last token; 0 before the first
-	requests int64                                             // token requests so far
-	failures int64                                             // of them failed
-	changed  chan struct{}                                     // closed and replaced whenever any of this changes
-	revoke   func(context.Context, tokenprovider.Secret) error // nil: tokens are left to expire
+	mu        sync.Mutex
+	flight    *flight       // the token request under way, or nil
+	failure   *failure      // of the last token request; nil once one succeeded
+	rejected  *Token        // taken out of use by a 401, put back if no other can be had
+	hold      hold          // keeps 401 from asking for tokens again and again
+	budget    budget        // keeps anything from doing so
+	lastUse   time.Time     // about when a request last wanted a token
+	lifetime  time.Duration // of the last token; 0 before the first
+	requests  int64         // token requests so far
+	failures  int64         // of them failed
+	changed   chan struct{} // closed and replaced whenever any of this changes
+	farewells []*farewell   // of those that keep the token fresh, and of the last that did
 }
 
 // NewState returns the state of a credential that has no token yet.
@@ -46,7 +46,10 @@ func NewState() *State {
 // they need another token for, they get.
 func (st *State) Retire(ctx context.Context) error {
 	st.mu.Lock()
-	revoke := st.revoke
+	var revoke func(context.Context, tokenprovider.Secret) error
+	if n := len(st.farewells); n > 0 {
+		revoke = st.farewells[n-1].revoke
+	}
 	for revoke != nil && st.flight != nil && ctx.Err() == nil {
 		changed := st.changed
 		st.mu.Unlock()
@@ -69,6 +72,11 @@ func (st *State) Retire(ctx context.Context) error {
 		return err
 	}
 	return revoke(ctx, t.Value)
+}
+
+// farewell is what a source wants done with the token in the end.
+type farewell struct {
+	revoke func(context.Context, tokenprovider.Secret) error // nil: it is left to expire
 }
 
 // Current returns the live token, or nil.

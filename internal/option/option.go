@@ -126,7 +126,8 @@ func Flag(d *caddyfile.Dispenser, v *bool) error {
 // End makes sure that nothing follows the current subdirective, name.
 func End(d *caddyfile.Dispenser, name string) error {
 	if d.NextArg() {
-		return d.Errf("%s: unexpected argument %q", name, d.Val())
+		// not quoted: it may be the rest of a secret
+		return d.Errf("%s: has an argument too many; quote a value that holds spaces", name)
 	}
 	if nesting := d.Nesting(); d.NextBlock(nesting) {
 		return d.Errf("%s: takes no block", name)
@@ -236,5 +237,5 @@ func IsLoopback(host string) bool {
 	if addr, err := netip.ParseAddr(host); err == nil {
 		return addr.Unmap().IsLoopback()
 	}
-	return strings.EqualFold(strings.TrimSuffix(host, "."), "localhost")
+	return host == "localhost" // as HTTP_PROXY's exemption has it, to the letter
 }

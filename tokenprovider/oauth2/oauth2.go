@@ -138,10 +138,7 @@ func (p *Provider) Validate() error {
 	if err := option.Origin("api_url", p.APIURL); err != nil {
 		return err
 	}
-	for _, endpoint := range [][2]string{{"token_url", p.TokenURL}, {"revocation_url", p.RevocationURL}, {"introspection_url", p.IntrospectionURL}} {
-		if endpoint[1] == "" {
-			continue
-		}
+	for _, endpoint := range p.endpoints() {
 		if err := option.Endpoint(endpoint[0], endpoint[1]); err != nil {
 			return err
 		}
@@ -181,7 +178,13 @@ func (p *Provider) Validate() error {
 
 // API implements tokenprovider.Provider.
 func (p *Provider) API() tokenprovider.API {
-	return tokenprovider.API{URL: p.APIURL, Error: errorBody}
+	return tokenprovider.API{URL: p.APIURL, Endpoints: p.endpoints(), Error: errorBody}
+}
+
+// endpoints returns the endpoints that are configured, as option and URL.
+func (p *Provider) endpoints() [][2]string {
+	endpoints := [][2]string{{"token_url", p.TokenURL}, {"revocation_url", p.RevocationURL}, {"introspection_url", p.IntrospectionURL}}
+	return slices.DeleteFunc(endpoints, func(e [2]string) bool { return e[1] == "" })
 }
 
 // Grant implements tokenprovider.Provider.

@@ -120,6 +120,7 @@ func (p *Provider) Validate() error {
 func (p *Provider) API() tokenprovider.API {
 	return tokenprovider.API{
 		URL:           p.apiURL(),
+		Endpoints:     [][2]string{{"token_url", p.tokenURL()}},
 		UserAgent:     p.UserAgent,
 		RateLimitWait: rateLimitWait,
 		Error:         errorBody,

@@ -244,7 +244,7 @@ func TestUnmarshalCaddyfileErrors(t *testing.T) {
 		"understory {\n client_secret a\n client_secret b\n}":    "client_secret is already given",
 		"understory {\n scopes a\n scopes b\n}":                  "scopes is already given",
 		"understory {\n audience a\n audience b\n}":              "audience is already given",
-		"understory {\n audience a b\n}":                         `audience: unexpected argument "b"`,
+		"understory {\n audience a b\n}":                         `audience: has an argument too many; quote a value that holds spaces`,
 		"understory {\n token_url\n}":                            "token_url: needs a value",
 		"understory {\n scopes\n}":                               "scopes: needs at least one value",
 		"understory {\n user_agent {\n x\n }\n}":                 "user_agent: needs a value",

@@ -167,6 +167,7 @@ func (p *Provider) Validate() error {
 func (p *Provider) API() tokenprovider.API {
 	return tokenprovider.API{
 		URL:               p.apiURL(),
+		Endpoints:         [][2]string{{"api_url", p.tokenURL()}},
 		CredentialHeaders: credentialHeaders,
 		CredentialPaths:   credentialPaths,
 		IgnoresCase:       true, // not documented; the safe reading of its paths
