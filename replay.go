@@ -149,7 +149,7 @@ func (a *attempt) Close() error {
 	}
 	a.forget()
 	a.mu.Unlock()
-	return a.source.Close()
+	return a.closeSource()
 }
 
 // readSource reads from the client and keeps what comes.
@@ -241,18 +241,27 @@ func (b *body) release() {
 	b.undecided = false
 	closed := b.closed
 	b.mu.Unlock()
-	if !closed {
-		return
+	if closed {
+		_ = b.closeSource()
 	}
+}
+
+// closeSource closes the client's body, after the read that is under way, if
+// there is one. It does not wait for that: the client may send no more before
+// it has the answer.
+func (b *body) closeSource() error {
 	select {
 	case b.reading <- struct{}{}:
+		defer func() { <-b.reading }()
+		return b.source.Close()
+	default:
+	}
+	go func() {
+		b.reading <- struct{}{}
 		_ = b.source.Close()
 		<-b.reading
-	default:
-		// closing waits for the read that is under way, which may be for ever:
-		// the client may send no more before it has the answer
-		go func() { _ = b.source.Close() }()
-	}
+	}()
+	return nil
 }
 
 // again takes the body from the first attempt and returns the second; ok is
