@@ -55,8 +55,8 @@ func benchTransport(b testing.TB) (*Transport, *http.Request) {
 }
 
 // BenchmarkTransport measures what the transport adds to a request: the token,
-// the copy, the header and the bookkeeping. The guards have a benchmark of
-// their own.
+// the copy, the header, the metrics and the bookkeeping. Guards, which differ
+// from route to route, are left out.
 func BenchmarkTransport(b *testing.B) {
 	t, req := benchTransport(b)
 	b.ReportAllocs()
