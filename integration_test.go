@@ -620,3 +620,19 @@ func TestWebSocket(t *testing.T) {
 		t.Error("the handshake carried no token")
 	}
 }
+
+func TestScopesThatTheServerSentAreNotLogged(t *testing.T) {
+	api, endpoint := newRecorder(t, (*httptest.Server).Start), newTokens(t)
+	endpoint.answer = func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"access_token":"`+testToken+`1","token_type":"bearer","expires_in":60,"scope":"`+testSecret+`"}`)
+	}
+	g := startGateway(t, egress(api.URL, endpoint.URL, "scopes read"))
+	if resp, body := g.get("/v1/x"); resp.StatusCode != http.StatusOK {
+		t.Fatalf("answered %d %s", resp.StatusCode, body)
+	}
+	log := g.Log()
+	if !strings.Contains(log, "granted less than was asked for") || strings.Contains(log, testSecret) {
+		t.Errorf("the log has no warning, or what the server sent:\n%s", log)
+	}
+}

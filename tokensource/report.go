@@ -48,7 +48,7 @@ func (r *reporter) obtained(f *flight, t *tokenprovider.Token, asked []string, b
 	}
 	if len(missing) > 0 {
 		r.logger.Warn("the authorization server granted less than was asked for; requests that need the rest will be refused",
-			zap.Strings("scopes_missing", missing), zap.Strings("scopes_granted", t.Scopes))
+			zap.Strings("scopes_missing", missing)) // not those granted: they are what the server sent
 	}
 	if t.ExpiryAssumed {
 		r.logger.Warn("the token response tells no lifetime (expires_in); assuming a short one",
