@@ -2,7 +2,6 @@ package egress
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -11,11 +10,11 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddy-egress/caddy-egress/internal/apipath"
 	"github.com/caddy-egress/caddy-egress/internal/option"
 )
 
@@ -256,7 +255,7 @@ func (g *guard) checkOperation(req *http.Request, repl *caddy.Replacer) *refusal
 		method = req.Method // a websocket over HTTP/2 or 3
 	}
 	path := req.URL.EscapedPath()
-	readings, err := pathReadings(path)
+	readings, err := apipath.Readings(path)
 	if err == nil && len(g.allow) > 0 && strings.Contains(path, "//") {
 		err = errors.New("holds doubled slashes")
 	}
@@ -302,126 +301,6 @@ func (g *guard) isAllowed(ctx context.Context, method, path string) bool {
 		}
 	}
 	return false
-}
-
-// maxReadings bounds in how many ways a path can be read; honest ones have few.
-const maxReadings = 32
-
-// pathReadings returns every way in which an API could read the escaped path:
-// decoded once or again and again, at once or a segment at a time, with doubled
-// slashes merged, with path parameters (;a=1) cut off, with what follows two
-// slashes taken for an authority; in whatever order. The first one has only
-// those escapes decoded that are needed. Dot segments, backslashes, control
-// characters and what is no UTF-8 are errors: no honest client sends them, and
-// APIs disagree about them.
-func pathReadings(escaped string) ([]string, error) {
-	var readings []string
-	add := func(path string) {
-		if !slices.Contains(readings, path) {
-			readings = append(readings, path)
-		}
-	}
-	add(unescape(escaped, func(c byte) bool { return c == '/' || isUnreserved(c) }))
-	add(unescapeSegments(escaped))
-	decoded := unescape(escaped, nil)
-	add(decoded)
-	if !utf8.ValidString(decoded) {
-		return nil, errors.New("is not UTF-8")
-	}
-	for i := 0; i < len(readings); i++ { //nolint:intrange // it grows meanwhile
-		path := readings[i]
-		switch err := checkReading(path); {
-		case err != nil:
-			return nil, err
-		case i == maxReadings:
-			return nil, errors.New("can be read in too many ways")
-		}
-		add(unescape(path, nil))
-		add(unescapeSegments(path))
-		add(mergeSlashes(path))
-		add(withoutParams(path))
-		add(withoutAuthority(path))
-	}
-	return readings, nil
-}
-
-// unescape decodes the escapes in path once, but for those of characters that
-// are to be kept escaped. What is no escape stays.
-func unescape(path string, keep func(c byte) bool) string {
-	if !strings.Contains(path, "%") {
-		return path
-	}
-	var b strings.Builder
-	for i := 0; i < len(path); i++ {
-		if path[i] == '%' && i+2 < len(path) {
-			c, err := hex.DecodeString(path[i+1 : i+3])
-			if err == nil && (keep == nil || !keep(c[0])) {
-				b.WriteByte(c[0])
-				i += 2
-				continue
-			}
-		}
-		b.WriteByte(path[i])
-	}
-	return b.String()
-}
-
-// unescapeSegments is unescape for each segment: an escaped slash stays.
-func unescapeSegments(path string) string {
-	return unescape(path, func(c byte) bool { return c == '/' })
-}
-
-// isUnreserved reports whether c never needs to be escaped (RFC 3986 §2.3).
-func isUnreserved(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.ContainsRune("-._~", rune(c))
-}
-
-func checkReading(path string) error {
-	for i := range len(path) {
-		switch c := path[i]; {
-		case c < ' ', c == 0x7f, c == '\\':
-			return errors.New("holds a control character or backslash")
-		case c == 0xc0, c == 0xc1, i+1 < len(path) && (c == 0xe0 && path[i+1] < 0xa0 || c == 0xf0 && path[i+1] < 0x90):
-			return errors.New("is not UTF-8") // but a character in disguise
-		}
-	}
-	for segment := range strings.SplitSeq(path, "/") {
-		name, _, _ := strings.Cut(segment, ";")
-		if name == "." || name == ".." {
-			return errors.New("holds a dot segment")
-		}
-	}
-	return nil
-}
-
-func mergeSlashes(path string) string {
-	for strings.Contains(path, "//") {
-		path = strings.ReplaceAll(path, "//", "/")
-	}
-	return path
-}
-
-// withoutParams cuts the parameters off each segment of path.
-func withoutParams(path string) string {
-	if !strings.Contains(path, ";") {
-		return path
-	}
-	segments := strings.Split(path, "/")
-	for i, segment := range segments {
-		segments[i], _, _ = strings.Cut(segment, ";")
-	}
-	return strings.Join(segments, "/")
-}
-
-// withoutAuthority cuts off what a parser of URLs takes for the host in a path
-// that begins with two slashes.
-func withoutAuthority(path string) string {
-	rest, ok := strings.CutPrefix(path, "//")
-	if !ok {
-		return path
-	}
-	_, rest, _ = strings.Cut(rest, "/")
-	return "/" + rest
 }
 
 // checkAPIHost judges where the request would go: the name that TLS verifies,
