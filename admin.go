@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 
@@ -81,11 +79,11 @@ type CredentialError struct {
 }
 
 // status returns how the credential is doing.
-func (r *registration) status() CredentialStatus {
-	grant := r.source.Provider().Grant()
-	status := r.source.Status()
-	c := CredentialStatus{
-		Credential:      r.source.Name(),
+func (c *activeCredential) status() CredentialStatus {
+	grant := c.source.Provider().Grant()
+	status := c.source.Status()
+	answer := CredentialStatus{
+		Credential:      c.name(),
 		Provider:        grant.Provider,
 		TokenEndpoint:   grant.TokenURL,
 		ClientID:        grant.ClientID,
@@ -98,13 +96,13 @@ func (r *registration) status() CredentialStatus {
 		TokenFailures:   status.Failures,
 	}
 	if !status.Expires.IsZero() {
-		c.ScopesGranted = status.Granted
-		if c.ScopesGranted == nil { // not said means as asked for, RFC 6749 §5.1
-			c.ScopesGranted = c.ScopesRequested
+		answer.ScopesGranted = status.Granted
+		if answer.ScopesGranted == nil { // not said means as asked for, RFC 6749 §5.1
+			answer.ScopesGranted = answer.ScopesRequested
 		}
 	}
 	if status.Failure != nil {
-		c.LastError = &CredentialError{
+		answer.LastError = &CredentialError{
 			Class:    string(status.Class),
 			Message:  status.Failure.Error(),
 			Since:    status.Since,
@@ -112,33 +110,22 @@ func (r *registration) status() CredentialStatus {
 			Advice:   tokenprovider.Advice(status.Failure),
 		}
 		if e, ok := errors.AsType[*tokenprovider.Error](status.Failure); ok {
-			c.LastError.Status, c.LastError.Code = e.Status, e.Code
+			answer.LastError.Status, answer.LastError.Code = e.Status, e.Code
 		}
 	}
-	if n := r.meter.remainingCalls.Load(); n >= 0 {
-		c.Remaining = &n
+	if n := c.metrics.remainingCalls.Load(); n >= 0 {
+		answer.Remaining = &n
 	}
-	if left := r.meter.limitedFor(); left > 0 {
-		c.LimitedUntil = time.Now().Add(left)
+	if left := c.metrics.limitedFor(); left > 0 {
+		answer.LimitedUntil = time.Now().Add(left)
 	}
-	return c
+	return answer
 }
 
-// registrations returns the credentials in use, by name.
-func (a *App) registrations() []*registration {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	var all []*registration
-	for _, name := range slices.Sorted(maps.Keys(a.sources)) {
-		all = append(all, a.sources[name])
-	}
-	return all
-}
-
-// registrations returns those of the running config; none if it has no egress.
-// It is never that of the module's own context: Caddy serves the admin API of a
-// config before the apps are set up, and looking one up then is a data race.
-func (*adminAPI) registrations() ([]*registration, error) {
+// app returns the egress app of the running config; nil if it has none. It is
+// never that of the module's own context: Caddy serves the admin API of a config
+// before the apps are set up, and looking one up then is a data race.
+func (*adminAPI) app() (*App, error) {
 	app, err := caddy.ActiveContext().AppIfConfigured("egress")
 	switch {
 	case errors.Is(err, caddy.ErrNotConfigured):
@@ -146,20 +133,22 @@ func (*adminAPI) registrations() ([]*registration, error) {
 	case err != nil:
 		return nil, caddy.APIError{HTTPStatus: http.StatusInternalServerError, Err: err}
 	}
-	return app.(*App).registrations(), nil
+	return app.(*App), nil
 }
 
 func (a *adminAPI) list(w http.ResponseWriter, r *http.Request) error {
 	if err := onlyMethod(w, r, http.MethodGet); err != nil {
 		return err
 	}
-	registrations, err := a.registrations()
+	app, err := a.app()
 	if err != nil {
 		return err
 	}
-	all := make([]CredentialStatus, 0, len(registrations))
-	for _, registration := range registrations {
-		all = append(all, registration.status())
+	all := []CredentialStatus{}
+	if app != nil {
+		for _, c := range app.credentials() {
+			all = append(all, c.status())
+		}
 	}
 	return writeAdmin(w, all)
 }
@@ -171,18 +160,21 @@ func (a *adminAPI) one(w http.ResponseWriter, r *http.Request) error {
 	if !known {
 		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("no such action: %s; there are refresh, revoke, introspect", action)}
 	}
-	registrations, err := a.registrations()
+	app, err := a.app()
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(registrations, func(r *registration) bool { return r.source.Name() == name })
-	if i < 0 {
+	var c *activeCredential
+	if app != nil {
+		c = app.credential(name)
+	}
+	if c == nil {
 		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("no credential in use is named %q", name)}
 	}
 	if err := onlyMethod(w, r, act.method); err != nil {
 		return err
 	}
-	answer, err := act.do(r.Context(), registrations[i])
+	answer, err := act.do(r.Context(), app, c)
 	if err != nil {
 		return actionError(action, err)
 	}
@@ -192,26 +184,26 @@ func (a *adminAPI) one(w http.ResponseWriter, r *http.Request) error {
 // action is what can be done to a credential.
 type action struct {
 	method string
-	do     func(context.Context, *registration) (any, error)
+	do     func(context.Context, *App, *activeCredential) (any, error)
 }
 
 var actions = map[string]action{
-	"": {http.MethodGet, func(_ context.Context, r *registration) (any, error) {
-		return r.status(), nil
+	"": {http.MethodGet, func(_ context.Context, _ *App, c *activeCredential) (any, error) {
+		return c.status(), nil
 	}},
-	"refresh": {http.MethodPost, func(ctx context.Context, r *registration) (any, error) {
-		err := r.source.Refresh(ctx)
-		return r.status(), err
+	"refresh": {http.MethodPost, func(ctx context.Context, _ *App, c *activeCredential) (any, error) {
+		err := c.source.Refresh(ctx)
+		return c.status(), err
 	}},
-	"revoke": {http.MethodPost, func(ctx context.Context, r *registration) (any, error) {
-		err := r.source.Revoke(ctx)
+	"revoke": {http.MethodPost, func(ctx context.Context, app *App, c *activeCredential) (any, error) {
+		err := c.source.Revoke(ctx)
 		if err == nil {
-			r.app.emit(eventTokenRevoked, r.source, nil)
+			app.emit(eventTokenRevoked, c.source, nil)
 		}
-		return r.status(), err
+		return c.status(), err
 	}},
-	"introspect": {http.MethodPost, func(ctx context.Context, r *registration) (any, error) {
-		return r.source.Introspect(ctx)
+	"introspect": {http.MethodPost, func(ctx context.Context, _ *App, c *activeCredential) (any, error) {
+		return c.source.Introspect(ctx)
 	}},
 }
 

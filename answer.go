@@ -10,27 +10,55 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
-
-	"go.uber.org/zap"
 
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 	"github.com/caddy-egress/caddy-egress/tokensource"
 )
 
-// Keys of the gateway's own answers.
+// outcome is what became of a request.
+type outcome uint8
+
 const (
-	keyTokenUnavailable    = "token_unavailable"
-	keyCredentialRefused   = "credential_refused"
-	keyRateLimited         = "rate_limited"
-	keyBadRequestTarget    = "bad_request_target"
-	keyMethodNotAllowed    = "method_not_allowed"
-	keyClientNotAllowed    = "client_not_allowed"
-	keyHostNotAllowed      = "host_not_allowed"
-	keyOriginNotAllowed    = "origin_not_allowed"
-	keyOperationNotAllowed = "operation_not_allowed"
-	keyAPIHostNotAllowed   = "api_host_not_allowed"
+	outcomeForwarded  outcome = iota // the API's answer, or its failure to answer
+	outcomeReplayed                  // the same, after the request was sent a second time
+	outcomeClientGone                // the client left while its request waited for a token
+	outcomeTokenUnavailable
+	outcomeCredentialRefused
+	outcomeRateLimited
+	outcomeClientNotAllowed
+	outcomeHostNotAllowed
+	outcomeOriginNotAllowed
+	outcomeOperationNotAllowed
+	outcomeAPIHostNotAllowed
+	outcomeBadRequest
+	outcomeCount
+)
+
+// outcomeNames are the values of the label outcome of caddy_egress_requests_total.
+// Those of the gateway's own answers are also the keys of these answers.
+var outcomeNames = [outcomeCount]string{
+	outcomeForwarded:           "forwarded",
+	outcomeReplayed:            "replayed",
+	outcomeClientGone:          "client_gone",
+	outcomeTokenUnavailable:    "token_unavailable",
+	outcomeCredentialRefused:   "credential_refused",
+	outcomeRateLimited:         "rate_limited",
+	outcomeClientNotAllowed:    "client_not_allowed",
+	outcomeHostNotAllowed:      "host_not_allowed",
+	outcomeOriginNotAllowed:    "origin_not_allowed",
+	outcomeOperationNotAllowed: "operation_not_allowed",
+	outcomeAPIHostNotAllowed:   "api_host_not_allowed",
+	outcomeBadRequest:          "bad_request",
+}
+
+// String returns the outcome as metrics, logs and placeholders have it.
+func (o outcome) String() string { return outcomeNames[o] }
+
+// Keys of answers that count as outcomeBadRequest.
+const (
+	keyBadRequestTarget = "bad_request_target"
+	keyMethodNotAllowed = "method_not_allowed"
 )
 
 // proxyName is how the gateway calls itself in Proxy-Status (RFC 9209).
@@ -39,28 +67,25 @@ const proxyName = "caddy-egress"
 // refusal is a request that the gateway answers itself.
 type refusal struct {
 	status     int
-	key        string
+	outcome    outcome
+	key        string        // empty: the outcome's name
 	message    string        // for the client
-	detail     string        // for the log, beside the message
+	detail     string        // for the log, after the message
 	proxyError string        // the error type of RFC 9209 §2.3
 	retryAfter time.Duration // 0: none is sent
 	allow      string        // the Allow of a 405
-	wait       time.Duration // for a token
 }
 
-// outcome is what the refusal counts as.
-func (r *refusal) outcome() string {
-	if r.key == keyBadRequestTarget || r.key == keyMethodNotAllowed {
-		return outcomeBadRequest
-	}
-	return r.key
+// forbidden is the refusal of a request that the route does not permit.
+func forbidden(o outcome, message, detail string) *refusal {
+	return &refusal{status: http.StatusForbidden, outcome: o, message: message, detail: detail, proxyError: "http_request_denied"}
 }
 
 // rateLimitRefusal spares an API that has said 429 the requests it would refuse.
 func rateLimitRefusal(left time.Duration) *refusal {
 	return &refusal{
 		status:     http.StatusTooManyRequests,
-		key:        keyRateLimited,
+		outcome:    outcomeRateLimited,
 		message:    "the API has limited the rate of this credential; the gateway sends nothing until that is over",
 		proxyError: "http_request_denied",
 		retryAfter: max(left, time.Second),
@@ -71,13 +96,13 @@ func rateLimitRefusal(left time.Duration) *refusal {
 func tokenRefusal(err *tokensource.Error) *refusal {
 	r := &refusal{
 		status:     http.StatusServiceUnavailable,
-		key:        keyTokenUnavailable,
+		outcome:    outcomeTokenUnavailable,
 		proxyError: "proxy_internal_error",
 		retryAfter: max(err.RetryAfter, time.Second),
 	}
 	next := "retry later; the gateway keeps trying"
 	if err.Refused {
-		r = &refusal{status: http.StatusBadGateway, key: keyCredentialRefused, proxyError: "proxy_configuration_error"}
+		r = &refusal{status: http.StatusBadGateway, outcome: outcomeCredentialRefused, proxyError: "proxy_configuration_error"}
 		next = "the operator of the gateway has to correct the credential"
 	}
 	// the reason as far as the token endpoint's status and error code go: what
@@ -94,21 +119,24 @@ func tokenRefusal(err *tokensource.Error) *refusal {
 	return r
 }
 
-// refuse answers req, and logs that, not too often, unless the token source
-// already has.
-func (t *Transport) refuse(req *http.Request, r *refusal) (*http.Response, error) {
-	closeBody(req)
-	t.report(req, r.outcome(), r.wait)
-	if r.key != keyTokenUnavailable && r.key != keyCredentialRefused && r.key != keyRateLimited {
-		t.logRefusal(req, r)
-	}
+// logged reports whether refusals of this kind are logged. The lack of a token
+// is logged by the token source, and a rate limit is not a fault.
+func (r *refusal) logged() bool {
+	return r.outcome != outcomeTokenUnavailable && r.outcome != outcomeCredentialRefused && r.outcome != outcomeRateLimited
+}
 
-	contentType, body := t.api.Error(r.status, r.key, r.message)
+// answer returns the answer to req, its body rendered as the API's own errors are.
+func (r *refusal) answer(req *http.Request, render func(status int, key, message string) (contentType string, body []byte)) *http.Response {
+	key := r.key
+	if key == "" {
+		key = r.outcome.String()
+	}
+	contentType, body := render(r.status, key, r.message)
 	header := http.Header{
 		"Content-Type":   {contentType},
 		"Content-Length": {strconv.Itoa(len(body))},
 		"Cache-Control":  {"no-store"},
-		"Proxy-Status":   {fmt.Sprintf("%s; error=%s; details=%q", proxyName, r.proxyError, r.key)},
+		"Proxy-Status":   {fmt.Sprintf("%s; error=%s; details=%q", proxyName, r.proxyError, key)},
 	}
 	if r.retryAfter > 0 {
 		header.Set("Retry-After", strconv.Itoa(int(math.Ceil(r.retryAfter.Seconds()))))
@@ -126,43 +154,7 @@ func (t *Transport) refuse(req *http.Request, r *refusal) (*http.Response, error
 		Body:          io.NopCloser(bytes.NewReader(body)),
 		ContentLength: int64(len(body)),
 		Request:       req,
-	}, nil
-}
-
-// logRefusal logs one refusal of a kind a second, with the number of those that
-// went before it unseen: whoever is refused can send as many as they like.
-func (t *Transport) logRefusal(req *http.Request, r *refusal) {
-	leftOut, ok := t.meter.refusals[r.outcome()].next(time.Now())
-	if !ok {
-		return
 	}
-	if c := t.logger.Check(zap.WarnLevel, "refused a request"); c != nil {
-		fields := []zap.Field{
-			zap.String("credential", t.source.Name()), zap.String("outcome", r.key),
-			zap.String("reason", r.message+r.detail), zap.String("remote_addr", req.RemoteAddr),
-		}
-		if leftOut > 0 {
-			fields = append(fields, zap.Int64("left_out", leftOut))
-		}
-		c.Write(fields...)
-	}
-}
-
-// sparing lets one log line a second through.
-type sparing struct {
-	last    atomic.Int64 // Unix nanoseconds
-	leftOut atomic.Int64
-}
-
-// next reports whether a line may be logged now, and how many were left out
-// before it.
-func (s *sparing) next(now time.Time) (leftOut int64, ok bool) {
-	last := s.last.Load()
-	if now.UnixNano()-last < int64(time.Second) || !s.last.CompareAndSwap(last, now.UnixNano()) {
-		s.leftOut.Add(1)
-		return 0, false
-	}
-	return s.leftOut.Swap(0), true
 }
 
 // cleanAnswer drops from an API's answer what only the gateway may say of itself.
@@ -171,7 +163,7 @@ func cleanAnswer(resp *http.Response) *http.Response {
 	if !ok {
 		return resp
 	}
-	// the lines are one list (RFC 9110 §5.3), and have to be read as one
+	// several lines are one list (RFC 9110 §5.3), and have to be read as one
 	members := slices.DeleteFunc(splitList(strings.Join(values, ", ")), func(member string) bool {
 		name, _, _ := strings.Cut(member, ";")
 		return strings.Trim(strings.TrimSpace(name), `"`) == proxyName
@@ -183,8 +175,8 @@ func cleanAnswer(resp *http.Response) *http.Response {
 	return resp
 }
 
-// splitList splits a structured field list (RFC 9651 §3.1) at its commas; those
-// inside of strings are none.
+// splitList splits a structured field list (RFC 9651 §3.1) at its commas, but
+// not at those inside of strings.
 func splitList(value string) []string {
 	var members []string
 	var quoted, escaped bool
@@ -203,4 +195,15 @@ func splitList(value string) []string {
 		}
 	}
 	return append(members, strings.TrimSpace(value[start:]))
+}
+
+// insufficientScope reports whether a 401 says that the token lacks a scope
+// (RFC 6750 §3.1): no other token of this credential would do better.
+func insufficientScope(resp *http.Response) bool {
+	for _, challenge := range resp.Header["Www-Authenticate"] {
+		if strings.Contains(challenge, "insufficient_scope") {
+			return true
+		}
+	}
+	return false
 }

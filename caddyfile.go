@@ -268,13 +268,13 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 	if !upstreams {
 		args = []string{scoped.API().URL}
 	}
-	return proxy(h, t, delegate(start, "reverse_proxy", args, rest, d.Token()))
+	return proxy(h, t, scoped.API(), delegate(start, "reverse_proxy", args, rest, d.Token()))
 }
 
 // proxy returns the reverse_proxy that d describes, with t for its transport.
 // The transport is wrapped after parsing: for an https upstream reverse_proxy
 // makes one of its own.
-func proxy(h httpcaddyfile.Helper, t *Transport, d *caddyfile.Dispenser) (caddyhttp.MiddlewareHandler, error) {
+func proxy(h httpcaddyfile.Helper, t *Transport, api tokenprovider.API, d *caddyfile.Dispenser) (caddyhttp.MiddlewareHandler, error) {
 	handler := new(reverseproxy.Handler)
 	if err := handler.UnmarshalCaddyfile(d); err != nil {
 		return nil, err
@@ -285,6 +285,13 @@ func proxy(h httpcaddyfile.Helper, t *Transport, d *caddyfile.Dispenser) (caddyh
 	if handler.TransportRaw != nil {
 		if err := json.Unmarshal(handler.TransportRaw, &t.HTTPTransport); err != nil {
 			return nil, err
+		}
+	}
+	if handler.Headers != nil {
+		kept, lost := headersSetBy(handler.Headers.Request, api.CredentialHeaders)
+		t.KeepHeaders = kept
+		for _, name := range lost {
+			caddy.Log().Named("caddyfile").Warn("header_up has no effect: the header never reaches the API", zap.String("header", name))
 		}
 	}
 	handler.TransportRaw = caddyconfig.JSONModuleObject(t, "protocol", "egress", nil)
@@ -309,6 +316,7 @@ func proxy(h httpcaddyfile.Helper, t *Transport, d *caddyfile.Dispenser) (caddyh
 //	    token_timeout  <duration>
 //	    token_ca       <pem_files...>
 //	    revoke_on_stop
+//	    keep_headers   <names...>
 //
 //	    replay_buffer <size>
 //	    clients       <ranges...>|any
@@ -340,6 +348,8 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		case "scopes":
 			scopes = at
 			err = option.Strings(d, &t.Scopes)
+		case "keep_headers":
+			err = option.Strings(d, &t.KeepHeaders)
 		case "provider":
 			err = t.unmarshalProvider(d)
 		default:

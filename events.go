@@ -21,8 +21,8 @@ const (
 	eventTokenRevoked       = "egress.token_revoked"        // by the admin API
 )
 
-// emitRequest tells of a token request that has ended.
-func (a *App) emitRequest(s *tokensource.Source, r tokensource.Request) {
+// emitOutcome emits the event of a token request that has ended.
+func (a *App) emitOutcome(s *tokensource.Source, r tokensource.Request) {
 	if r.Err == nil {
 		a.emit(eventTokenObtained, s, map[string]any{"trigger": r.Trigger, "expires": r.Token.Expires})
 		return
@@ -40,8 +40,8 @@ func (a *App) emitRequest(s *tokensource.Source, r tokensource.Request) {
 	})
 }
 
-// emit tells of what has happened to a credential, unless the config has been
-// replaced: what drains after that is nobody's event.
+// emit emits an event about a credential, unless the config has been replaced:
+// requests that drain later do not emit any.
 func (a *App) emit(name string, s *tokensource.Source, data map[string]any) {
 	if a.events == nil || a.ctx.Err() != nil {
 		return
@@ -68,8 +68,8 @@ func (a *App) emit(name string, s *tokensource.Source, data map[string]any) {
 	}()
 }
 
-// activePoll is how often to look whether a config has started. It is a matter
-// of milliseconds, and Caddy tells it only those who subscribe for it.
+// activePoll is how often to look whether a config has started. That takes
+// milliseconds, and Caddy notifies only modules that subscribe to events.
 const activePoll = 10 * time.Millisecond
 
 // active reports whether all apps of the app's config have started.

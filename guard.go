@@ -10,135 +10,94 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-egress/caddy-egress/internal/apipath"
-	"github.com/caddy-egress/caddy-egress/internal/option"
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
 )
 
-// guard refuses requests before a token is touched: those of the wrong form,
-// from the wrong peer, for the wrong host, for a web page, for an operation
-// that is not permitted, and those to a host that must not get the token.
+// guard refuses requests of clients before a token is touched: those of the
+// wrong form, from the wrong peer, for the wrong host, for a web page, or for an
+// operation that is not permitted.
 //
 // It judges what the client sent, which the replacer of the request knows, not
 // what header_up made of it; and the path as it will be sent.
 type guard struct {
-	transport *Transport
-	clients   clients
-	hosts     []string // nil: the default; lower case
-	origins   []string // lower case
-	allow     []Operation
-	denied    []string // path prefixes of the API's credential endpoints, lower case
-	apiHosts  []string // host:port, lower case
-	proxied   bool     // requests go through a proxy, which sees those without TLS
+	clients     clients
+	hosts       []string // nil: the default; lower case
+	origins     []string // lower case
+	allow       []Operation
+	denied      []string // path prefixes of the API's credential endpoints, lower case
+	ignoresCase bool     // the API reads paths without regard to case
+
+	// servedHost is the last Host that was let pass; most routes are called by
+	// one name.
+	servedHost atomic.Pointer[string]
 }
 
-func newGuard(ctx caddy.Context, t *Transport) (guard, error) {
-	g := guard{
-		transport: t,
-		denied:    t.api.CredentialPaths,
-		proxied:   t.ForwardProxyURL != "" || len(t.NetworkProxyRaw) > 0,
-	}
+// newGuard returns the guard of a route to api.
+func newGuard(ctx caddy.Context, options RouteOptions, api tokenprovider.API) (*guard, error) {
+	g := &guard{denied: api.CredentialPaths, ignoresCase: api.IgnoresCase}
 	var err error
-	if g.clients, err = parseClients(t.Clients); err != nil {
-		return g, err
+	if g.clients, err = parseClients(options.Clients); err != nil {
+		return nil, err
 	}
-	if t.Hosts != nil {
-		g.hosts = make([]string, 0, len(t.Hosts))
+	if options.Hosts != nil {
+		g.hosts = make([]string, 0, len(options.Hosts))
 	}
-	for _, host := range t.Hosts {
+	for _, host := range options.Hosts {
 		g.hosts = append(g.hosts, hostOnly(host))
 	}
-	for _, origin := range t.Origins {
+	for _, origin := range options.Origins {
 		g.origins = append(g.origins, strings.ToLower(origin))
 	}
-	for _, operation := range t.Allow {
+	for _, operation := range options.Allow {
 		operation.Paths = slices.Clone(operation.Paths) // Provision changes it
 		if err := operation.Paths.Provision(ctx); err != nil {
-			return g, err
+			return nil, err
 		}
 		g.allow = append(g.allow, operation)
 	}
-	g.apiHosts, err = apiHosts(t.api.URL, t.APIHosts)
-	return g, err
+	return g, nil
 }
 
-// apiHosts returns the hosts that may get the token as host:port.
-func apiHosts(apiURL string, configured []string) ([]string, error) {
-	u, err := url.Parse(apiURL)
-	if err != nil {
-		return nil, err
-	}
-	port := u.Port()
-	if port == "" {
-		port = defaultPort(u.Scheme)
-	}
-	if configured == nil {
-		configured = []string{u.Host}
-	}
-	var hosts []string
-	for _, host := range configured {
-		switch {
-		case caddy.IsUnixNetwork(networkOf(host)):
-			hosts = append(hosts, host)
-		default:
-			if h, p, err := net.SplitHostPort(host); err == nil {
-				hosts = append(hosts, net.JoinHostPort(hostOnly(h), p))
-			} else {
-				hosts = append(hosts, net.JoinHostPort(hostOnly(host), port))
-			}
-		}
-	}
-	return hosts, nil
-}
-
-// check returns the refusal of req, or nil if it may go out. Health probes are
-// the operator's own requests: only the host they go to is judged.
+// check returns the refusal of a client's request, or nil if it may go out.
 func (g *guard) check(req *http.Request) *refusal {
-	if !isProbe(req) {
-		if r := g.checkForm(req); r != nil {
-			return r
-		}
-		if r := g.checkClient(req); r != nil {
-			return r
-		}
-		repl, _ := req.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-		if repl == nil {
-			return forbidden(keyHostNotAllowed, "the request does not come through an HTTP server of Caddy", "")
-		}
-		if r := g.checkHost(repl); r != nil {
-			return r
-		}
-		if r := g.checkOrigin(repl); r != nil {
-			return r
-		}
-		if r := g.checkOperation(req, repl); r != nil {
-			return r
-		}
+	if r := g.checkForm(req); r != nil {
+		return r
 	}
-	return g.checkAPIHost(req)
-}
-
-func forbidden(key, message, detail string) *refusal {
-	return &refusal{status: http.StatusForbidden, key: key, message: message, detail: detail, proxyError: "http_request_denied"}
+	if r := g.checkClient(req); r != nil {
+		return r
+	}
+	repl, _ := req.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if repl == nil {
+		return forbidden(outcomeHostNotAllowed, "the request does not come through an HTTP server of Caddy", "")
+	}
+	if r := g.checkHost(repl); r != nil {
+		return r
+	}
+	if r := g.checkOrigin(repl); r != nil {
+		return r
+	}
+	return g.checkOperation(req, repl)
 }
 
 // checkForm refuses what a gateway cannot pass on without changing its meaning.
 func (g *guard) checkForm(req *http.Request) *refusal {
 	if req.Method == http.MethodConnect || req.Method == http.MethodTrace {
 		return &refusal{
-			status: http.StatusMethodNotAllowed, key: keyMethodNotAllowed, proxyError: "http_request_error",
+			status: http.StatusMethodNotAllowed, outcome: outcomeBadRequest, key: keyMethodNotAllowed, proxyError: "http_request_error",
 			message: req.Method + " does not pass the gateway",
 			allow:   "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
 		}
 	}
 	bad := func(message string) *refusal {
-		return &refusal{status: http.StatusBadRequest, key: keyBadRequestTarget, proxyError: "http_request_error", message: message}
+		return &refusal{status: http.StatusBadRequest, outcome: outcomeBadRequest, key: keyBadRequestTarget, proxyError: "http_request_error", message: message}
 	}
 	asterisk := req.Method == http.MethodOptions && req.URL.Path == "*"
-	if req.URL.Opaque != "" || !asterisk && !strings.HasPrefix(req.URL.RequestURI(), "/") {
+	if req.URL.Opaque != "" || !asterisk && req.URL.Path != "" && !strings.HasPrefix(req.URL.EscapedPath(), "/") {
 		return bad("the request target is not a path that begins with a slash")
 	}
 	if upgrade := req.Header["Upgrade"]; len(upgrade) > 1 || len(upgrade) == 1 && !strings.EqualFold(upgrade[0], "websocket") {
@@ -165,7 +124,7 @@ func (g *guard) checkClient(req *http.Request) *refusal {
 			}
 		}
 	}
-	return forbidden(keyClientNotAllowed, "this client is not served", "; clients would permit it")
+	return forbidden(outcomeClientNotAllowed, "this client is not served", "; clients would permit it")
 }
 
 // localSuffixes are name spaces that nobody can register a name in.
@@ -175,22 +134,28 @@ var localSuffixes = []string{".localhost", ".internal", ".local", ".lan", ".home
 // to this address still sends the name it was loaded from.
 func (g *guard) checkHost(repl *caddy.Replacer) *refusal {
 	value, _ := repl.GetString("http.request.host")
-	host := hostOnly(value)
-	if g.hosts == nil {
-		if host != "" && !strings.Contains(host, ".") || host == "localhost" || net.ParseIP(zoneless(host)) != nil {
-			return nil
-		}
-		for _, suffix := range localSuffixes {
-			if strings.HasSuffix(host, suffix) {
-				return nil
-			}
-		}
-	} else if slices.Contains(g.hosts, anyValue) || slices.Contains(g.hosts, host) {
+	if last := g.servedHost.Load(); last != nil && *last == value {
 		return nil
 	}
-	return forbidden(keyHostNotAllowed, "this host name is not served", fmt.Sprintf("; hosts %q would permit it", host))
+	host := hostOnly(value)
+	if g.servesHost(host) {
+		served := value // a copy, so that value does not escape where nothing is stored
+		g.servedHost.Store(&served)
+		return nil
+	}
+	return forbidden(outcomeHostNotAllowed, "this host name is not served", fmt.Sprintf("; hosts %q would permit it", host))
 }
 
+// servesHost reports whether host, without port and in lower case, is served.
+func (g *guard) servesHost(host string) bool {
+	if g.hosts != nil {
+		return slices.Contains(g.hosts, anyValue) || slices.Contains(g.hosts, host)
+	}
+	return host != "" && !strings.Contains(host, ".") || net.ParseIP(zoneless(host)) != nil ||
+		slices.ContainsFunc(localSuffixes, func(suffix string) bool { return strings.HasSuffix(host, suffix) })
+}
+
+// zoneless returns an IP address without its zone.
 func zoneless(ip string) string {
 	ip, _, _ = strings.Cut(ip, "%")
 	return ip
@@ -216,9 +181,9 @@ func (g *guard) checkOrigin(repl *caddy.Replacer) *refusal {
 		return nil
 	}
 	if origin == "" {
-		return forbidden(keyOriginNotAllowed, "a browser sent this request for a page of another site", "")
+		return forbidden(outcomeOriginNotAllowed, "a browser sent this request for a page of another site", "")
 	}
-	return forbidden(keyOriginNotAllowed, fmt.Sprintf("pages of this origin are not served; origins %s would permit it", printable(origin)), "")
+	return forbidden(outcomeOriginNotAllowed, fmt.Sprintf("pages of this origin are not served; origins %s would permit it", printable(origin)), "")
 }
 
 // sameOrigin reports whether origin is that of a request to host over scheme.
@@ -260,17 +225,17 @@ func (g *guard) checkOperation(req *http.Request, repl *caddy.Replacer) *refusal
 		err = errors.New("holds doubled slashes")
 	}
 	if err != nil {
-		return forbidden(keyOperationNotAllowed, "the path "+err.Error()+", so an API could read it otherwise than it looks", "")
+		return forbidden(outcomeOperationNotAllowed, "the path "+err.Error()+", so an API could read it otherwise than it looks", "")
 	}
 	if slices.ContainsFunc(readings, g.isDenied) {
-		return forbidden(keyOperationNotAllowed, "the API's own credential endpoints are not served", "")
+		return forbidden(outcomeOperationNotAllowed, "the API's own credential endpoints are not served", "")
 	}
 	if len(g.allow) == 0 {
 		return nil
 	}
 	for _, reading := range readings {
 		if !g.isAllowed(req.Context(), method, reading) {
-			return forbidden(keyOperationNotAllowed,
+			return forbidden(outcomeOperationNotAllowed,
 				fmt.Sprintf("this operation is not permitted; allow %s %s would permit it", printable(method), printable(readings[0])), "")
 		}
 	}
@@ -279,7 +244,7 @@ func (g *guard) checkOperation(req *http.Request, repl *caddy.Replacer) *refusal
 
 // isDenied reports whether path is, or is below, a credential endpoint.
 func (g *guard) isDenied(path string) bool {
-	if g.transport.api.IgnoresCase {
+	if g.ignoresCase {
 		path = strings.ToLower(path)
 	}
 	for _, prefix := range g.denied {
@@ -301,84 +266,4 @@ func (g *guard) isAllowed(ctx context.Context, method, path string) bool {
 		}
 	}
 	return false
-}
-
-// checkAPIHost judges where the request would go: the name that TLS verifies,
-// or else the host that is dialed.
-func (g *guard) checkAPIHost(req *http.Request) *refusal {
-	t := g.transport
-	dial, dialed := reverseproxy.GetDialInfo(req.Context())
-	if dialed && caddy.IsUnixNetwork(dial.Network) {
-		if slices.Contains(g.apiHosts, dial.Network+"/"+dial.Address) {
-			return nil
-		}
-		return misdirected(dial.Network + "/" + dial.Address)
-	}
-
-	target := req.URL.Host
-	if dialed && t.ProxyProtocolEnabled() {
-		target = dial.Address // the URL holds the client's address as well
-	}
-	host, port, err := net.SplitHostPort(target)
-	if err != nil {
-		host = strings.Trim(target, "[]")
-	}
-	encrypted := req.URL.Scheme == "https"
-	if req.URL.Scheme == "" { // as the HTTP transport decides; a health check has one
-		encrypted = t.TLSEnabled() && !slices.Contains(t.TLS.ExceptPorts, req.URL.Port())
-	}
-	verified := encrypted && t.TLSEnabled() && !t.TLS.InsecureSkipVerify
-	if port == "" {
-		port = "80"
-		if encrypted {
-			port = "443"
-		}
-	}
-	if verified && t.TLS.ServerName != "" {
-		host = serverName(req, t.TLS.ServerName)
-	}
-	if !g.isAPIHost(host, port) {
-		return misdirected(net.JoinHostPort(host, port))
-	}
-	if verified {
-		return nil
-	}
-	// a redirect can change the URL of a health check, not where it is dialed
-	local := option.IsLoopback(host)
-	if dialed {
-		if !g.isAPIHost(dial.Host, dial.Port) {
-			return misdirected(net.JoinHostPort(dial.Host, dial.Port))
-		}
-		local = local && option.IsLoopback(dial.Host)
-	}
-	if !t.AllowHTTP && (!local || g.proxied) {
-		return &refusal{
-			status: http.StatusMisdirectedRequest, key: keyAPIHostNotAllowed, proxyError: "http_request_denied",
-			message: "the API would be called without verified TLS; allow_http would permit it",
-		}
-	}
-	return nil
-}
-
-// serverName returns the name that TLS verifies, as the HTTP transport does.
-func serverName(req *http.Request, configured string) string {
-	if !strings.Contains(configured, "{") {
-		return configured
-	}
-	repl, _ := req.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	if repl == nil {
-		return ""
-	}
-	return repl.ReplaceAll(configured, "")
-}
-
-func (g *guard) isAPIHost(host, port string) bool {
-	return slices.Contains(g.apiHosts, net.JoinHostPort(strings.ToLower(strings.TrimSuffix(host, ".")), port))
-}
-
-func misdirected(host string) *refusal {
-	return &refusal{
-		status: http.StatusMisdirectedRequest, key: keyAPIHostNotAllowed, proxyError: "http_request_denied",
-		message: fmt.Sprintf("the upstream is not the API that the token is for; api_hosts %s would permit it", host),
-	}
 }

@@ -3,6 +3,7 @@ package egress
 import (
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -14,24 +15,12 @@ import (
 	"github.com/caddy-egress/caddy-egress/tokensource"
 )
 
-// Outcomes of a request, beside the keys of the gateway's own answers.
-const (
-	outcomeForwarded  = "forwarded"
-	outcomeReplayed   = "replayed"
-	outcomeBadRequest = "bad_request"
-	outcomeClientGone = "client_gone" // while it waited for a token
-)
+// triggerRefresh is the trigger of most token requests: the token is about to expire.
+const triggerRefresh = "refresh"
 
-// outcomes are all there are: a label has to be bounded.
-var outcomes = []string{
-	outcomeForwarded, outcomeReplayed, keyTokenUnavailable, keyCredentialRefused, keyRateLimited, keyClientNotAllowed,
-	keyHostNotAllowed, keyOriginNotAllowed, keyOperationNotAllowed, keyAPIHostNotAllowed, outcomeBadRequest, outcomeClientGone,
-}
-
-// Outcomes of a token request: a token, or the class of the failure.
+// tokenOutcomeOK is the outcome of a token request that has brought a token;
+// others are the classes of failures.
 const tokenOutcomeOK = "ok"
-
-var tokenOutcomes = []string{tokenOutcomeOK, string(tokenprovider.Transient), string(tokenprovider.Refused), string(tokenprovider.Malformed)}
 
 // Results of a 401 by the API.
 const (
@@ -40,8 +29,6 @@ const (
 	unauthorizedNotReplayable = "not_replayable"
 	unauthorizedHeldBack      = "held_back"
 )
-
-var unauthorizedResults = []string{unauthorizedReplayedOK, unauthorizedReplayed401, unauthorizedNotReplayable, unauthorizedHeldBack}
 
 // The collectors belong to the process, so that counters survive reloads: each
 // config has a registry of its own, and registers the same ones.
@@ -56,11 +43,13 @@ var (
 		Namespace: "caddy", Subsystem: "egress", Name: "token_requests_total",
 		Help: "Token requests by what made them necessary and how they ended.",
 	}, append(credentialLabels, "trigger", "outcome"))
+	// by endpoint, not by credential: it says how the server is doing, and a
+	// histogram for each of thousands of credentials would be most of /metrics
 	tokenRequestSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Namespace: "caddy", Subsystem: "egress", Name: "token_request_duration_seconds",
 		Help:    "Time that token requests took.",
 		Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
-	}, credentialLabels)
+	}, []string{"provider", "token_endpoint"})
 	tokenWaitSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Namespace: "caddy", Subsystem: "egress", Name: "token_wait_seconds",
 		Help:    "Time that requests waited for a token; those that found one at hand do not count.",
@@ -105,16 +94,17 @@ func registerMetrics(registry *prometheus.Registry) error {
 	return nil
 }
 
-// meter is what is measured of one credential. Its counters are looked up once,
-// so that counting costs an atomic addition.
-type meter struct {
-	labels       []string // values of credentialLabels
-	requests     map[string]prometheus.Counter
-	unauthorized map[string]prometheus.Counter
-	refusals     map[string]*sparing // log lines about them, by outcome
-	wait         prometheus.Observer
-	limited      prometheus.Counter
-	remaining    atomic.Pointer[prometheus.Gauge]
+// credentialMetrics is what is measured of one credential.
+//
+// A series appears with the first event that it counts, so that credentials
+// which are configured and not used cost nothing. Those that alerts need from
+// zero on appear earlier: a first failure has to show as an increase.
+type credentialMetrics struct {
+	labels    []string // values of credentialLabels
+	requests  [outcomeCount]atomic.Pointer[prometheus.Counter]
+	remaining atomic.Pointer[prometheus.Gauge]
+	used      atomic.Bool              // there was a request
+	refusals  [outcomeCount]logLimiter // log lines about them
 
 	mu   sync.Mutex // held while a gauge is created
 	gone bool       // the credential is no longer configured
@@ -123,33 +113,64 @@ type meter struct {
 	limitedUntil   atomic.Int64 // Unix nanoseconds
 }
 
-func newMeter(credential, provider string) *meter {
-	m := &meter{
-		labels:       []string{credential, provider},
-		requests:     make(map[string]prometheus.Counter, len(outcomes)),
-		unauthorized: make(map[string]prometheus.Counter, len(unauthorizedResults)),
-		refusals:     make(map[string]*sparing, len(outcomes)),
-		wait:         tokenWaitSeconds.WithLabelValues(credential, provider),
-		limited:      rateLimitedTotal.WithLabelValues(credential, provider),
-	}
-	for _, outcome := range outcomes {
-		m.requests[outcome] = requestsTotal.WithLabelValues(credential, provider, outcome)
-		m.refusals[outcome] = new(sparing)
-	}
-	for _, trigger := range tokensource.Triggers {
-		for _, outcome := range tokenOutcomes { // from zero on: a first failure has to show as an increase
-			tokenRequestsTotal.WithLabelValues(credential, provider, trigger, outcome)
-		}
-	}
-	for _, result := range unauthorizedResults {
-		m.unauthorized[result] = unauthorizedTotal.WithLabelValues(credential, provider, result)
+func newCredentialMetrics(credential, provider string) *credentialMetrics {
+	m := &credentialMetrics{labels: []string{credential, provider}}
+	for _, class := range []tokenprovider.Class{tokenprovider.Transient, tokenprovider.Refused} {
+		m.tokenRequests(triggerRefresh, string(class))
 	}
 	m.remainingCalls.Store(-1)
 	return m
 }
 
-// tokenRequest counts a token request that has ended.
-func (m *meter) tokenRequest(r tokensource.Request) {
+func (m *credentialMetrics) with(values ...string) []string {
+	return append(slices.Clip(m.labels), values...)
+}
+
+func (m *credentialMetrics) tokenRequests(trigger, outcome string) prometheus.Counter {
+	return tokenRequestsTotal.WithLabelValues(m.with(trigger, outcome)...)
+}
+
+// request counts a client's request, and the time that it waited for a token.
+func (m *credentialMetrics) request(o outcome, wait time.Duration) {
+	if !m.used.Load() {
+		m.firstRequest()
+	}
+	counter := m.requests[o].Load()
+	if counter == nil {
+		counter = m.requestCounter(o)
+	}
+	(*counter).Inc()
+	if wait > 0 {
+		tokenWaitSeconds.WithLabelValues(m.labels...).Observe(wait.Seconds())
+	}
+}
+
+// firstRequest makes the series that alerts about requests need.
+func (m *credentialMetrics) firstRequest() {
+	m.used.Store(true)
+	m.requestCounter(outcomeTokenUnavailable)
+	m.requestCounter(outcomeCredentialRefused)
+	rateLimitedTotal.WithLabelValues(m.labels...)
+	tokenWaitSeconds.WithLabelValues(m.labels...)
+	for _, result := range []string{unauthorizedReplayed401, unauthorizedHeldBack} {
+		unauthorizedTotal.WithLabelValues(m.with(result)...)
+	}
+}
+
+// requestCounter returns the counter of an outcome, and has it at hand from then on.
+func (m *credentialMetrics) requestCounter(o outcome) *prometheus.Counter {
+	counter := requestsTotal.WithLabelValues(m.with(o.String())...)
+	m.requests[o].Store(&counter)
+	return &counter
+}
+
+// unauthorized counts a 401 of the API.
+func (m *credentialMetrics) unauthorized(result string) {
+	unauthorizedTotal.WithLabelValues(m.with(result)...).Inc()
+}
+
+// tokenRequest counts a token request to endpoint that has ended.
+func (m *credentialMetrics) tokenRequest(endpoint string, r tokensource.Request) {
 	outcome := tokenOutcomeOK
 	if r.Err != nil {
 		outcome = string(r.Class)
@@ -160,13 +181,13 @@ func (m *meter) tokenRequest(r tokensource.Request) {
 			tokenLastSuccess.WithLabelValues(m.labels...).Set(seconds(time.Now()))
 		})
 	}
-	tokenRequestsTotal.WithLabelValues(m.labels[0], m.labels[1], r.Trigger, outcome).Inc()
-	tokenRequestSeconds.WithLabelValues(m.labels...).Observe(r.Took.Seconds())
+	m.tokenRequests(r.Trigger, outcome).Inc()
+	tokenRequestSeconds.WithLabelValues(m.labels[1], endpoint).Observe(r.Took.Seconds())
 }
 
-// whileConfigured calls f unless the credential is no longer configured: what
-// comes late must not bring back a gauge that nothing takes away again.
-func (m *meter) whileConfigured(f func()) {
+// whileConfigured calls f unless the credential is no longer configured: a late
+// event must not bring back a gauge that nothing removes again.
+func (m *credentialMetrics) whileConfigured(f func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !m.gone {
@@ -180,7 +201,7 @@ func seconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
 var remainingHeaders = []string{"X-Rate-Limit-Remaining", "X-Ratelimit-Remaining", "Ratelimit-Remaining"}
 
 // answered notes what an answer of the API says of its rate limit.
-func (m *meter) answered(resp *http.Response, api tokenprovider.API) {
+func (m *credentialMetrics) answered(resp *http.Response, api tokenprovider.API) {
 	for _, name := range remainingHeaders {
 		values, ok := resp.Header[name]
 		if !ok {
@@ -194,7 +215,7 @@ func (m *meter) answered(resp *http.Response, api tokenprovider.API) {
 	if resp.StatusCode != http.StatusTooManyRequests {
 		return
 	}
-	m.limited.Inc()
+	rateLimitedTotal.WithLabelValues(m.labels...).Inc()
 	wait := tokenprovider.ParseRetryAfter(resp.Header, time.Now())
 	if wait == 0 {
 		wait = api.RateLimitWait
@@ -208,9 +229,8 @@ func (m *meter) answered(resp *http.Response, api tokenprovider.API) {
 	}
 }
 
-// setRemaining shows the gauge from the first time on: before, there is nothing
-// to tell.
-func (m *meter) setRemaining(n int64) {
+// setRemaining sets the gauge, which is created by the first value.
+func (m *credentialMetrics) setRemaining(n int64) {
 	m.remainingCalls.Store(n)
 	if m.remaining.Load() == nil {
 		m.whileConfigured(func() {
@@ -224,7 +244,7 @@ func (m *meter) setRemaining(n int64) {
 }
 
 // limitedFor returns how long the API has asked to be left alone.
-func (m *meter) limitedFor() time.Duration {
+func (m *credentialMetrics) limitedFor() time.Duration {
 	until := m.limitedUntil.Load()
 	if until == 0 {
 		return 0
@@ -232,9 +252,9 @@ func (m *meter) limitedFor() time.Duration {
 	return max(time.Until(time.Unix(0, until)), 0)
 }
 
-// Destruct implements caddy.Destructor: it drops what is no longer true of a
-// credential that is no longer configured. Its counters stay.
-func (m *meter) Destruct() error {
+// Destruct implements caddy.Destructor: it removes the gauges of a credential
+// that is no longer configured. Its counters stay.
+func (m *credentialMetrics) Destruct() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.gone = true
@@ -242,4 +262,21 @@ func (m *meter) Destruct() error {
 	tokenLastSuccess.DeleteLabelValues(m.labels...)
 	rateLimitRemaining.DeleteLabelValues(m.labels...)
 	return nil
+}
+
+// logLimiter lets one log line a second through.
+type logLimiter struct {
+	last    atomic.Int64 // Unix nanoseconds
+	leftOut atomic.Int64
+}
+
+// next reports whether a line may be logged now, and how many were left out
+// before it.
+func (l *logLimiter) next(now time.Time) (leftOut int64, ok bool) {
+	last := l.last.Load()
+	if now.UnixNano()-last < int64(time.Second) || !l.last.CompareAndSwap(last, now.UnixNano()) {
+		l.leftOut.Add(1)
+		return 0, false
+	}
+	return l.leftOut.Swap(0), true
 }

@@ -11,15 +11,11 @@ package egress
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"net/http"
-	"os"
 	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -32,6 +28,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 
 	"github.com/caddy-egress/caddy-egress/internal/option"
+	"github.com/caddy-egress/caddy-egress/internal/replaybody"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 	"github.com/caddy-egress/caddy-egress/tokensource"
 
@@ -65,51 +62,17 @@ type App struct {
 	// Defaults for the options of every route.
 	RouteOptions
 
-	ctx      caddy.Context
-	logger   *zap.Logger
-	memory   *memory
-	named    map[string]tokenprovider.Provider
-	mu       sync.Mutex
-	sources  map[string]*registration // by name
-	acquired []func() error           // give up what is pooled
-	events   *caddyevents.App
-	started  chan struct{} // closed by Start
-}
+	ctx     caddy.Context
+	logger  *zap.Logger
+	events  *caddyevents.App
+	memory  *replaybody.Memory
+	named   map[string]tokenprovider.Provider
+	started chan struct{} // closed by Start
 
-// Credential is how tokens are obtained: a provider, with the options of the
-// token requests.
-type Credential struct {
-	// The API and its credential.
-	ProviderRaw json.RawMessage `json:"provider,omitempty" caddy:"namespace=egress.providers inline_key=name"`
-
-	// How long before its expiry a token is replaced, in the background; at
-	// most half of its lifetime, and up to a tenth later at random.
-	// Default: a third of the lifetime.
-	RefreshBefore caddy.Duration `json:"refresh_before,omitempty"`
-
-	// How long one token request may take, all of it. Default: `10s`.
-	TokenTimeout caddy.Duration `json:"token_timeout,omitempty"`
-
-	// PEM files of the certificate authorities that the token endpoint is
-	// verified against, instead of the system's.
-	TokenCA []string `json:"token_ca,omitempty"`
-
-	// Revokes the token once it is of no more use here: when Caddy stops, or a
-	// config without the credential is loaded, and no request carries the token
-	// any more, which is waited for 10 seconds, or 2 when Caddy stops. With
-	// Voucherify's OAuth v1, and oauth2 with a revocation_url.
-	// Default: the token is left to expire.
-	RevokeOnStop bool `json:"revoke_on_stop,omitempty"`
-}
-
-// registration is a token source with what it was made from.
-type registration struct {
-	app         *App
-	source      *tokensource.Source
-	meter       *meter
-	identity    string
-	fingerprint [32]byte
-	options     Credential // the provider aside
+	mu         sync.Mutex
+	inUse      map[string]*activeCredential // by name
+	byIdentity map[string]*activeCredential // one of each identity
+	acquired   []func() error               // give up what is pooled
 }
 
 // CaddyModule returns the Caddy module information.
@@ -122,24 +85,21 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 
 const defaultReplayMemory = 64 << 20
 
-// credentialName is what a credential may be called: it appears in URLs, in
-// metrics and on command lines.
-var credentialName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
-
 // Provision sets up the providers of the named credentials. It makes no token
 // request: those begin with Start, so that validating a config makes none.
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx = ctx
 	a.logger = ctx.Logger()
 	a.named = make(map[string]tokenprovider.Provider)
-	a.sources = make(map[string]*registration)
+	a.inUse = make(map[string]*activeCredential)
+	a.byIdentity = make(map[string]*activeCredential)
 	a.started = make(chan struct{})
-	a.memory = newMemory(defaultReplayMemory)
+	a.memory = replaybody.NewMemory(defaultReplayMemory)
 	if a.ReplayMemory != nil {
 		if *a.ReplayMemory < 0 {
 			return errors.New("replay_memory: is below zero")
 		}
-		a.memory = newMemory(*a.ReplayMemory)
+		a.memory = replaybody.NewMemory(*a.ReplayMemory)
 	}
 	if err := a.RouteOptions.validate(); err != nil {
 		return err
@@ -175,8 +135,8 @@ func (a *App) Start() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	close(a.started)
-	for _, r := range a.sources {
-		r.source.Start()
+	for _, c := range a.inUse {
+		c.source.Start()
 	}
 	return nil
 }
@@ -185,8 +145,8 @@ func (a *App) Start() error {
 func (a *App) Stop() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, r := range a.sources {
-		r.source.Stop()
+	for _, c := range a.inUse {
+		c.source.Stop()
 	}
 	return nil
 }
@@ -197,181 +157,135 @@ func (a *App) Stop() error {
 func (a *App) Cleanup() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	// at the end of the process each may wait for its token to be revoked
-	errs := make([]error, len(a.acquired))
+	acquired := a.acquired
+	a.acquired = nil
+	errs := make([]error, len(acquired))
+	if !caddy.Exiting() {
+		for i, giveUp := range acquired {
+			errs[i] = giveUp()
+		}
+		return errors.Join(errs...)
+	}
+	// at the same time, since each may wait for its token to be revoked
 	var wg sync.WaitGroup
-	for i, giveUp := range a.acquired {
+	for i, giveUp := range acquired {
 		wg.Go(func() { errs[i] = giveUp() })
 	}
 	wg.Wait()
-	a.acquired = nil
 	return errors.Join(errs...)
 }
 
-// load loads and checks the provider, and the options beside it.
-func (c *Credential) load(ctx caddy.Context) (tokenprovider.Provider, error) {
-	if len(c.ProviderRaw) == 0 {
-		return nil, errors.New("has no provider")
-	}
-	if c.RefreshBefore < 0 || c.TokenTimeout < 0 {
-		return nil, errors.New("refresh_before and token_timeout must be above zero")
-	}
-	module, err := ctx.LoadModule(c, "ProviderRaw")
-	if err != nil {
-		return nil, err
-	}
-	provider, ok := module.(tokenprovider.Provider)
-	if !ok {
-		return nil, fmt.Errorf("%T is no token provider", module)
-	}
-	if revoker, ok := provider.(tokenprovider.Revoker); c.RevokeOnStop && (!ok || !revoker.CanRevoke()) {
-		return nil, errors.New("revoke_on_stop: the provider, as it is configured, cannot revoke tokens")
-	}
-	return provider, nil
-}
-
-// source returns the token source of a credential, the same for every route
-// that uses it. Two credentials under one name, and one credential with
-// different options, are errors: which of them applies would be chance.
-func (a *App) source(name string, provider tokenprovider.Provider, c Credential) (*tokensource.Source, *meter, error) {
-	c.ProviderRaw = nil
+// use returns the credential in use of that name, the same for every route that
+// uses it. Two credentials under one name, and one credential with different
+// options, are errors: which of them applies would be chance.
+func (a *App) use(name string, provider tokenprovider.Provider, options Credential) (*activeCredential, error) {
+	options.ProviderRaw = nil
 	secrets, err := provider.Secrets()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	identity := provider.Grant().Identity()
 	fingerprint := tokensource.Fingerprint(secrets)
 
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if r, ok := a.sources[name]; ok {
-		switch {
-		case r.identity != identity:
-			return nil, nil, fmt.Errorf("credential %s: the name stands for two credentials; give each its own", name)
-		case r.fingerprint != fingerprint:
-			return nil, nil, fmt.Errorf("credential %s: is given twice with different secrets", name)
-		}
+	used, ok := a.inUse[name]
+	switch {
+	case ok && used.identity != identity:
+		return nil, fmt.Errorf("credential %s: the name stands for two credentials; give each its own", name)
+	case ok && used.fingerprint != fingerprint:
+		return nil, fmt.Errorf("credential %s: is given twice with different secrets", name)
 	}
-	for _, r := range a.sources {
-		if r.identity == identity && !reflect.DeepEqual(r.options, c) {
-			return nil, nil, fmt.Errorf("credential %s: is also given as %s, with another refresh_before, token_timeout, token_ca or revoke_on_stop; name it once and refer to it", name, r.source.Name())
-		}
+	// all of one identity have the same options, so any of them will do
+	if same := a.byIdentity[identity]; same != nil && !reflect.DeepEqual(same.options, options) {
+		return nil, fmt.Errorf("credential %s: is also given as %s, with another refresh_before, token_timeout, token_ca or revoke_on_stop; name it once and refer to it", name, same.name())
 	}
-	if r, ok := a.sources[name]; ok {
-		return r.source, r.meter, nil
+	if ok {
+		return used, nil
 	}
 
-	client, err := tokenClient(c.TokenCA)
-	if err != nil {
-		return nil, nil, err
+	c := &activeCredential{identity: identity, fingerprint: fingerprint, options: options}
+	if err := a.activate(c, name, provider); err != nil {
+		return nil, err
 	}
-	key := identity + string(fingerprint[:])
-	state, _, err := states.LoadOrNew(key, func() (caddy.Destructor, error) {
-		return pooledState{tokensource.NewState(), name}, nil
-	})
-	if err != nil {
-		return nil, nil, err
+	a.inUse[name], a.byIdentity[identity] = c, c
+	select {
+	case <-a.started:
+		c.source.Start()
+	default:
 	}
-	a.acquired = append(a.acquired, func() error {
-		_, err := states.Delete(key)
+	return c, nil
+}
+
+// activate gives c its token source and its metrics, which outlive the config.
+// mu is held.
+func (a *App) activate(c *activeCredential, name string, provider tokenprovider.Provider) error {
+	client, err := tokenClient(c.options.TokenCA)
+	if err != nil {
 		return err
-	})
+	}
+	state, release, err := acquireState(name, c.identity, c.fingerprint)
+	if err != nil {
+		return err
+	}
+	a.acquired = append(a.acquired, release)
 	grant := provider.Grant()
-	meterKey := name + " " + grant.Provider
-	pooled, _ := meters.LoadOrStore(meterKey, newMeter(name, grant.Provider))
-	measured := pooled.(*meter)
-	a.acquired = append(a.acquired, func() error {
-		_, err := meters.Delete(meterKey)
-		return err
-	})
+	c.metrics, release = acquireMetrics(name, grant.Provider)
+	a.acquired = append(a.acquired, release)
 
-	var source *tokensource.Source
-	source = tokensource.New(tokensource.Options{
+	c.source = tokensource.New(tokensource.Options{
 		Name:          name,
 		Provider:      provider,
 		Client:        client,
-		State:         state.(pooledState).State,
-		RefreshBefore: time.Duration(c.RefreshBefore),
-		TokenTimeout:  time.Duration(c.TokenTimeout),
-		RevokeOnStop:  c.RevokeOnStop,
+		State:         state,
+		RefreshBefore: time.Duration(c.options.RefreshBefore),
+		TokenTimeout:  time.Duration(c.options.TokenTimeout),
+		RevokeOnStop:  c.options.RevokeOnStop,
 		OnRequest: func(r tokensource.Request) {
-			measured.tokenRequest(r)
-			a.emitRequest(source, r)
+			c.metrics.tokenRequest(grant.TokenURL, r)
+			a.emitOutcome(c.source, r)
 		},
 		Logger: a.logger,
 	})
-	a.sources[name] = &registration{app: a, source: source, meter: measured, identity: identity, fingerprint: fingerprint, options: c}
+	return nil
+}
+
+// credentials returns the credentials in use, by name.
+func (a *App) credentials() []*activeCredential {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all := make([]*activeCredential, 0, len(a.inUse))
+	for _, name := range slices.Sorted(maps.Keys(a.inUse)) {
+		all = append(all, a.inUse[name])
+	}
+	return all
+}
+
+// credential returns the credential in use of that name; nil if there is none.
+func (a *App) credential(name string) *activeCredential {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.inUse[name]
+}
+
+// waitUntilStarted waits until the app has started or ctx ends.
+func (a *App) waitUntilStarted(ctx context.Context) error {
 	select {
 	case <-a.started:
-		source.Start()
-	default:
-	}
-	return source, measured, nil
-}
-
-// states are the tokens in use, by identity of the credential and fingerprint
-// of its secrets: they survive reloads, and a config with a wrong secret never
-// gets the token of the right one.
-var states = caddy.NewUsagePool()
-
-// meters are what is measured, by credential, so that it survives reloads.
-var meters = caddy.NewUsagePool()
-
-// pooledState is freed with the last config that uses it.
-type pooledState struct {
-	*tokensource.State
-	name string // of the credential that it was made for
-}
-
-const (
-	retireTimeout     = 10 * time.Second
-	retireTimeoutExit = 2 * time.Second
-)
-
-// Destruct implements caddy.Destructor. A reload does not wait for the token to
-// be revoked; the end of the process does, for a while.
-func (s pooledState) Destruct() error {
-	if caddy.Exiting() {
-		s.retire(retireTimeoutExit)
-	} else {
-		go s.retire(retireTimeout)
-	}
-	return nil
-}
-
-func (s pooledState) retire(timeout time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	if err := s.Retire(ctx); err != nil {
-		// the config's logger is gone by now
-		caddy.Log().Named("egress").Warn("could not revoke the token; it is left to expire",
-			zap.String("credential", s.name), zap.Error(err))
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the egress app to start: %w", context.Cause(ctx))
 	}
 }
 
-// inlineName names the credential that a route holds inline.
-func inlineName(provider tokenprovider.Provider) string {
-	grant := provider.Grant()
-	return grant.Provider + "-" + grant.Identity()[:8]
-}
-
-// checkCredentialName returns an error if name cannot name a credential.
-func checkCredentialName(name string) error {
-	if !credentialName.MatchString(name) {
-		return fmt.Errorf("credential %q: a name has up to 63 letters, digits, dots, underscores and hyphens", name)
-	}
-	if slices.Contains(providerNames(), name) {
-		return fmt.Errorf("credential %s: is the name of a provider; choose another", name)
-	}
-	return nil
-}
+// providerNamespace is that of the modules that are providers.
+const providerNamespace = "egress.providers"
 
 // providerNames returns the providers that are built in.
 func providerNames() []string {
-	const namespace = "egress.providers"
 	var names []string
-	for _, info := range caddy.GetModules(namespace) {
-		names = append(names, strings.TrimPrefix(string(info.ID), namespace+"."))
+	for _, info := range caddy.GetModules(providerNamespace) {
+		names = append(names, strings.TrimPrefix(string(info.ID), providerNamespace+"."))
 	}
 	return names
 }
@@ -396,25 +310,6 @@ func warnOfSecretsInConfig(logger *zap.Logger, provider tokenprovider.Provider) 
 			logger.Warn("a secret is written in the config itself; give it as {env.NAME} or {file./path}", zap.String("option", name))
 		}
 	}
-}
-
-// tokenClient returns the client of a token endpoint. It trusts the
-// authorities in the PEM files, or those of the system if there are none.
-func tokenClient(files []string) (*http.Client, error) {
-	if len(files) == 0 {
-		return tokenprovider.NewClient(nil), nil
-	}
-	roots := x509.NewCertPool()
-	for _, file := range files {
-		pem, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("token_ca: %w", err)
-		}
-		if !roots.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("token_ca: %s holds no PEM certificate", file)
-		}
-	}
-	return tokenprovider.NewClient(roots), nil
 }
 
 // Interface guards

@@ -48,9 +48,9 @@ func (h *Ready) ServeHTTP(w http.ResponseWriter, _ *http.Request, _ caddyhttp.Ha
 		Ready   bool     `json:"ready"`
 		Waiting []string `json:"waiting,omitempty"` // credentials without a token yet
 	}{}
-	for _, r := range h.app.registrations() {
-		if !r.source.Status().Ready {
-			answer.Waiting = append(answer.Waiting, r.source.Name())
+	for _, c := range h.app.credentials() {
+		if !c.source.Status().Ready {
+			answer.Waiting = append(answer.Waiting, c.name())
 		}
 	}
 	answer.Ready = len(answer.Waiting) == 0

@@ -1,42 +1,83 @@
 package egress
 
 import (
-	"net/http"
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-// Placeholders that a request has after the transport, and what they stand for.
-const (
-	placeholderCredential = "http.reverse_proxy.egress.credential" // the credential's name
-	placeholderOutcome    = "http.reverse_proxy.egress.outcome"    // as the label of caddy_egress_requests_total
-	placeholderReplayed   = "http.reverse_proxy.egress.replayed"   // whether it was sent a second time
-	placeholderTokenWait  = "http.reverse_proxy.egress.token_wait" // how long it waited for a token
-)
+// report is what became of a client's request, for its placeholders and access
+// log, which look it up when they need it. A request that reverse_proxy tries
+// again has one report, of the last try.
+type report struct {
+	credential string
+	outcome    outcome
+	wait       time.Duration
+}
 
-// report tells what became of a client's request: to the metrics, the
-// placeholders and the access log.
-func (t *Transport) report(req *http.Request, outcome string, wait time.Duration) {
-	if isProbe(req) {
+// reportVar is where a request keeps its report.
+const reportVar = "egress.report"
+
+// report says what became of the request: to the metrics, the placeholders and
+// the access log.
+func (c *call) report() {
+	if c.probe {
 		return
 	}
-	t.meter.requests[outcome].Inc()
-	if wait > 0 {
-		t.meter.wait.Observe(wait.Seconds())
+	c.credential.metrics.request(c.outcome, c.wait)
+
+	ctx := c.req.Context()
+	vars, _ := ctx.Value(caddyhttp.VarsCtxKey).(map[string]any)
+	if before, ok := vars[reportVar].(*report); ok {
+		*before = report{c.credential.name(), c.outcome, c.wait}
+		return
 	}
-	ctx := req.Context()
-	if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-		repl.Set(placeholderCredential, t.source.Name())
-		repl.Set(placeholderOutcome, outcome)
-		repl.Set(placeholderReplayed, outcome == outcomeReplayed)
-		repl.Set(placeholderTokenWait, wait)
+	repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if !ok {
+		return
+	}
+	r := &report{c.credential.name(), c.outcome, c.wait}
+	vars[reportVar] = r
+	repl.Map(r.placeholder)
+	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if ok && server.Logs == nil {
+		return // no access log
 	}
 	if fields, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		fields.Set(zap.String("egress_credential", t.source.Name()))
-		fields.Set(zap.String("egress_outcome", outcome))
+		fields.Add(zap.Inline(r))
 	}
 }
+
+// placeholder returns what a placeholder stands for:
+//
+//	{http.reverse_proxy.egress.credential}  the credential's name
+//	{http.reverse_proxy.egress.outcome}     as the label of caddy_egress_requests_total
+//	{http.reverse_proxy.egress.replayed}    whether the request was sent a second time
+//	{http.reverse_proxy.egress.token_wait}  how long it waited for a token
+func (r *report) placeholder(key string) (any, bool) {
+	switch key {
+	case "http.reverse_proxy.egress.credential":
+		return r.credential, true
+	case "http.reverse_proxy.egress.outcome":
+		return r.outcome.String(), true
+	case "http.reverse_proxy.egress.replayed":
+		return r.outcome == outcomeReplayed, true
+	case "http.reverse_proxy.egress.token_wait":
+		return r.wait, true
+	}
+	return nil, false
+}
+
+// MarshalLogObject implements zapcore.ObjectMarshaler: the fields of the access log.
+func (r *report) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	enc.AddString("egress_credential", r.credential)
+	enc.AddString("egress_outcome", r.outcome.String())
+	return nil
+}
+
+// Interface guards
+var _ zapcore.ObjectMarshaler = (*report)(nil)

@@ -202,12 +202,3 @@ func parseClients(values []string) (clients, error) {
 	}
 	return c, nil
 }
-
-// networkOf returns the network of a Caddy network address; empty for tcp hosts.
-func networkOf(address string) string {
-	network, _, found := strings.Cut(address, "/")
-	if !found {
-		return ""
-	}
-	return network
-}

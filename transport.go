@@ -1,29 +1,21 @@
 package egress
 
 import (
-	"cmp"
-	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"net"
 	"net/http"
 	"net/url"
 	"reflect"
 	"slices"
-	"strings"
-	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-egress/caddy-egress/internal/option"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
-	"github.com/caddy-egress/caddy-egress/tokensource"
 )
 
 // Transport is the one way out: the HTTP transport of reverse_proxy, with every
@@ -46,18 +38,26 @@ type Transport struct {
 	// token of its own, of these rights.
 	Scopes []string `json:"scopes,omitempty"`
 
+	// Names of headers that do not reach the API otherwise, and that header_up
+	// sets: credentials such as Cookie, addresses such as X-Real-Ip, and Host. The
+	// client's own values of them are removed all the same. Authorization and
+	// families such as X-Forwarded-* are always removed. The egress directive
+	// finds the names that its header_up sets by itself.
+	KeepHeaders []string `json:"keep_headers,omitempty"`
+
 	RouteOptions
 
 	reverseproxy.HTTPTransport
 
-	app      *App
-	source   *tokensource.Source
-	meter    *meter
-	api      tokenprovider.API
-	apiHost  string // Host sent to the API: its authority without the default port
-	guard    guard
-	upstream http.RoundTripper // the embedded transport
-	logger   *zap.Logger
+	app         *App
+	credential  *activeCredential
+	api         tokenprovider.API
+	apiHost     string // Host sent to the API: its authority without the default port
+	guard       *guard
+	destination *destination
+	headers     headerFilter
+	upstream    http.RoundTripper // the embedded transport
+	logger      *zap.Logger
 }
 
 // CaddyModule returns the Caddy module information.
@@ -77,7 +77,7 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	}
 	t.app = app.(*App)
 
-	name, provider, credential, err := t.credential(ctx)
+	name, provider, options, err := t.configured(ctx)
 	if err != nil {
 		return err
 	}
@@ -93,10 +93,13 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if err := t.checkEncryption(provider); err != nil {
 		return fmt.Errorf("credential %s: %w", name, err)
 	}
-	if t.guard, err = newGuard(ctx, t); err != nil {
+	if t.guard, err = newGuard(ctx, t.RouteOptions, t.api); err != nil {
 		return fmt.Errorf("credential %s: %w", name, err)
 	}
-	if t.source, t.meter, err = t.app.source(name, provider, credential); err != nil {
+	if t.headers, err = newHeaderFilter(t.api, t.KeepHeaders); err != nil {
+		return fmt.Errorf("credential %s: %w", name, err)
+	}
+	if t.credential, err = t.app.use(name, provider, options); err != nil {
 		return err
 	}
 
@@ -109,12 +112,24 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if t.Compression == nil {
 		t.Compression = new(bool)
 	}
+	hosts, err := apiHosts(t.api.URL, t.APIHosts)
+	if err != nil {
+		return fmt.Errorf("credential %s: %w", name, err)
+	}
+	t.destination = &destination{
+		hosts:         hosts,
+		tls:           t.TLS,
+		allowHTTP:     t.AllowHTTP,
+		proxied:       t.ForwardProxyURL != "" || len(t.NetworkProxyRaw) > 0, // Provision drops the latter
+		proxyProtocol: t.ProxyProtocolEnabled(),
+	}
 	t.upstream = &t.HTTPTransport
 	return t.HTTPTransport.Provision(ctx)
 }
 
-// credential returns the credential that the route uses, and its name.
-func (t *Transport) credential(ctx caddy.Context) (string, tokenprovider.Provider, Credential, error) {
+// configured returns the credential that the route is configured to use: its
+// name, its provider and its options.
+func (t *Transport) configured(ctx caddy.Context) (string, tokenprovider.Provider, Credential, error) {
 	inline := len(t.ProviderRaw) > 0
 	switch {
 	case inline && t.CredentialName != "":
@@ -146,7 +161,7 @@ func (t *Transport) credential(ctx caddy.Context) (string, tokenprovider.Provide
 			return "", nil, Credential{}, fmt.Errorf("credential %s: %w", name, err)
 		}
 		provider = scoped
-		name += "-" + provider.Grant().Identity()[:8]
+		name = scopedName(name, provider)
 	}
 	return name, provider, *t.app.Credentials[t.CredentialName], nil
 }
@@ -185,186 +200,18 @@ func checkEndpoints(provider tokenprovider.Provider) error {
 	return nil
 }
 
-// authority returns the host and port of rawURL as a Host header has them.
-func authority(rawURL string) (string, error) {
-	u, err := url.Parse(rawURL)
-	if err != nil {
-		return "", err
-	}
-	if u.Port() == defaultPort(u.Scheme) {
-		return strings.TrimSuffix(u.Host, ":"+u.Port()), nil
-	}
-	return u.Host, nil
-}
-
-func defaultPort(scheme string) string {
-	if scheme == "https" {
-		return "443"
-	}
-	return "80"
-}
-
-// RequestHeaderOps returns what is done to request headers before header_up:
-// what is not the client's to send is removed, and Host is the API's.
+// RequestHeaderOps returns what is done to request headers before header_up.
+// What is not the client's to send is removed when the request is sent, which
+// costs a fraction of having Caddy do it here.
 func (t *Transport) RequestHeaderOps() *headers.HeaderOps {
-	return &headers.HeaderOps{
-		Set:    http.Header{"Host": {t.apiHost}},
-		Delete: slices.Concat(strippedHeaders, t.api.CredentialHeaders),
-	}
+	return t.headers.ops(t.apiHost)
 }
 
 // RoundTrip sends req with a token, and a second time with a fresh one if the
 // API answers 401. It does not change req, its trailers aside.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if r := t.guard.check(req); r != nil {
-		return t.refuse(req, r)
-	}
-	if isProbe(req) {
-		// probes begin while the config is still being loaded
-		if err := t.app.wait(req.Context()); err != nil {
-			closeBody(req)
-			return nil, err
-		}
-	}
-	return t.send(req)
-}
-
-// send sends req, which the guards let pass, with a token.
-func (t *Transport) send(req *http.Request) (*http.Response, error) {
-	if t.RespectRateLimit {
-		if left := t.meter.limitedFor(); left > 0 {
-			return t.refuse(req, rateLimitRefusal(left))
-		}
-	}
-	token, wait, err := t.token(req.Context())
-	if err != nil {
-		return t.withoutToken(req, err, wait)
-	}
-
-	body := t.keep(req)
-	done := t.source.Carry(token)
-	resp, err := t.upstream.RoundTrip(t.outgoing(req, token, body.first()))
-	done()
-	outcome := outcomeForwarded
-	switch {
-	case err != nil:
-		body.release()
-	case resp.StatusCode == http.StatusUnauthorized && !insufficientScope(resp):
-		resp, outcome, err = t.replay(req, resp, token, body, &wait)
-	default:
-		t.source.Accepted(token, false)
-		body.release()
-	}
-	t.report(req, outcome, wait)
-	if err != nil {
-		return nil, err
-	}
-	t.meter.answered(resp, t.api)
-	return cleanAnswer(resp), nil
-}
-
-// token returns a token, and how long that took if it was not at hand.
-func (t *Transport) token(ctx context.Context) (*tokensource.Token, time.Duration, error) {
-	if token := t.source.Live(); token != nil {
-		return token, 0, nil
-	}
-	start := time.Now()
-	token, err := t.source.Token(ctx)
-	return token, time.Since(start), err
-}
-
-// outgoing returns the request as it is sent: a copy of req with headers and a
-// URL of its own. Authorization is set last, after all that others did.
-func (t *Transport) outgoing(req *http.Request, token *tokensource.Token, body *attempt) *http.Request {
-	out := new(struct {
-		request http.Request
-		url     url.URL
-	})
-	out.request = *req
-	out.url = *req.URL
-	r := &out.request
-	r.URL = &out.url
-
-	// the values are shared: nothing below changes them in place
-	r.Header = maps.Clone(req.Header)
-	if r.Header == nil {
-		r.Header = make(http.Header)
-	}
-	for name := range r.Header {
-		if len(name) == len("Authorization") && strings.EqualFold(name, "Authorization") {
-			delete(r.Header, name)
-		}
-	}
-	r.Header["Authorization"] = token.Authorization()
-	if t.api.UserAgent != "" && cmp.Or(r.Header["User-Agent"]...) == "" {
-		r.Header["User-Agent"] = []string{t.api.UserAgent}
-	}
-
-	if body != nil {
-		r.Body = body
-	}
-	if len(r.Trailer) > 0 {
-		stripTrailers(r.Trailer, t.api.CredentialHeaders)
-	}
-	if (req.Host == "" || req.Host == req.URL.Host) && isProbe(req) {
-		r.Host = t.apiHost // RequestHeaderOps do not apply to probes
-	}
-	return r
-}
-
-// withoutToken answers a request that no token can be had for.
-func (t *Transport) withoutToken(req *http.Request, err error, wait time.Duration) (*http.Response, error) {
-	var unavailable *tokensource.Error
-	if !errors.As(err, &unavailable) || isProbe(req) {
-		// the client is gone, or a probe has failed
-		closeBody(req)
-		t.report(req, outcomeClientGone, wait)
-		return nil, err
-	}
-	r := tokenRefusal(unavailable)
-	r.wait = wait
-	return t.refuse(req, r)
-}
-
-// isProbe reports whether req is an active health check, not a client's request.
-func isProbe(req *http.Request) bool {
-	return req.Context().Value(caddyhttp.VarsCtxKey) == nil
-}
-
-// wait waits until the app has started or ctx ends.
-func (a *App) wait(ctx context.Context) error {
-	select {
-	case <-a.started:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("waiting for the egress app to start: %w", context.Cause(ctx))
-	}
-}
-
-// insufficientScope reports whether a 401 says that the token lacks a scope
-// (RFC 6750 §3.1): no other token of this credential would do better.
-func insufficientScope(resp *http.Response) bool {
-	for _, challenge := range resp.Header["Www-Authenticate"] {
-		if strings.Contains(challenge, "insufficient_scope") {
-			return true
-		}
-	}
-	return false
-}
-
-func closeBody(req *http.Request) {
-	if req.Body != nil {
-		_ = req.Body.Close()
-	}
-}
-
-// hostOnly returns host without a port, in lower case.
-func hostOnly(hostport string) string {
-	host, _, err := net.SplitHostPort(hostport)
-	if err != nil {
-		host = strings.Trim(hostport, "[]")
-	}
-	return strings.ToLower(strings.TrimSuffix(host, "."))
+	c := call{Transport: t, req: req, probe: isProbe(req)}
+	return c.do()
 }
 
 // Interface guards
