@@ -157,6 +157,69 @@ func TestCaddyfileSecretsStayPlaceholders(t *testing.T) {
 	}
 }
 
+// A secret that is written in the Caddyfile itself causes a warning that names
+// the option, wherever a provider takes secrets, and never shows the secret.
+func TestCaddyfileSecretInConfigIsWarnedAbout(t *testing.T) {
+	prepareGoldens(t)
+	logFile := filepath.Join(t.TempDir(), "caddy.log")
+	config, err := adaptCaddyfile(t, `{
+	admin off
+	log {
+		output file `+logFile+`
+	}
+	egress {
+		credential plain understory {
+			client_id plain-id
+			client_secret literal-of-understory
+		}
+		credential keys voucherify {
+			app_id plain-id
+			app_token literal-of-voucherify
+			scopes api
+		}
+		credential any oauth2 https://api.example {
+			token_url https://auth.example/token
+			client_id plain-id
+			client_secret literal-of-oauth2
+			param client_assertion literal-of-param
+			param tenant plain
+			param password {env.OAUTH2_API_KEY}
+			header X-Api-Key literal-of-header
+			header X-Tenant plain
+			header X-Auth-Token {env.OAUTH2_API_KEY}
+		}
+	}
+}
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := validateConfig(t, config); err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(logFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(content, []byte("literal-of")) {
+		t.Errorf("the log shows a secret:\n%s", content)
+	}
+	var got []string
+	for line := range bytes.Lines(content) {
+		var entry struct{ Level, Msg, Credential, Option string }
+		if err := json.Unmarshal(line, &entry); err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(entry.Msg, "a secret is written in the config itself") && entry.Level == "warn" {
+			got = append(got, entry.Credential+" "+entry.Option)
+		}
+	}
+	want := []string{"any client_secret", "any header X-Api-Key", "any param client_assertion", "keys app_token", "plain client_secret"}
+	if !slices.Equal(got, want) {
+		t.Errorf("warnings about %q, want %q\n%s", got, want, content)
+	}
+}
+
 // Whatever a Caddyfile says, adapting it ends with JSON or an error.
 func FuzzCaddyfile(f *testing.F) {
 	for _, g := range goldens(f) {

@@ -197,12 +197,9 @@ func (m *credentialMetrics) whileConfigured(f func()) {
 
 func seconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
 
-// remainingHeaders are those in which APIs say how many calls are left.
-var remainingHeaders = []string{"X-Rate-Limit-Remaining", "X-Ratelimit-Remaining", "Ratelimit-Remaining"}
-
 // answered notes what an answer of the API says of its rate limit.
 func (m *credentialMetrics) answered(resp *http.Response, api tokenprovider.API) {
-	for _, name := range remainingHeaders {
+	for _, name := range api.RemainingHeaders {
 		values, ok := resp.Header[name]
 		if !ok {
 			continue

@@ -11,7 +11,6 @@ package egress
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -290,23 +289,12 @@ func providerNames() []string {
 	return names
 }
 
-// secretOptions are the options whose value is a secret.
-var secretOptions = []string{"client_secret", "app_token"}
-
 // warnOfSecretsInConfig warns where a secret is written in the config itself,
 // where the admin API, config backups and `caddy adapt` show it.
 func warnOfSecretsInConfig(logger *zap.Logger, provider tokenprovider.Provider) {
-	encoded, err := json.Marshal(provider)
-	if err != nil {
-		return
-	}
-	var options map[string]json.RawMessage
-	if json.Unmarshal(encoded, &options) != nil {
-		return
-	}
-	for _, name := range secretOptions {
-		var value string
-		if json.Unmarshal(options[name], &value) == nil && value != "" && !option.IsPlaceholder(value) {
+	secrets := provider.SecretOptions()
+	for _, name := range slices.Sorted(maps.Keys(secrets)) {
+		if value := secrets[name]; value != "" && !option.IsPlaceholder(value) {
 			logger.Warn("a secret is written in the config itself; give it as {env.NAME} or {file./path}", zap.String("option", name))
 		}
 	}

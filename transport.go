@@ -193,8 +193,8 @@ func (t *Transport) checkEncryption(provider tokenprovider.Provider) error {
 // this machine.
 func checkEndpoints(provider tokenprovider.Provider) error {
 	for _, endpoint := range provider.API().Endpoints {
-		if option.IsPlainHTTP(endpoint[1]) {
-			return fmt.Errorf("%s: %s would send the secret unencrypted; use https, or permit it with allow_http", endpoint[0], endpoint[1])
+		if option.IsPlainHTTP(endpoint.URL) {
+			return fmt.Errorf("%s: %s would send the secret unencrypted; use https, or permit it with allow_http", endpoint.Option, endpoint.URL)
 		}
 	}
 	return nil

@@ -35,6 +35,11 @@ type Provider interface {
 	// error names the option that has no value, never a value.
 	Secrets() ([]Secret, error)
 
+	// SecretOptions returns the options that hold a secret, by name, with their
+	// values as configured: each should be a placeholder, so that the secret
+	// itself is not in the configuration.
+	SecretOptions() map[string]string
+
 	// Token makes exactly one token request. The client carries the timeouts,
 	// the certificate authorities and the refusal of redirects. A failure of the
 	// exchange is an *Error.
@@ -66,9 +71,9 @@ type API struct {
 	// that gets the token.
 	URL string
 
-	// Endpoints are those that get the secret, as option and URL: the token
-	// endpoint, and others there may be.
-	Endpoints [][2]string
+	// Endpoints are those that receive the secret: the token endpoint, and
+	// others there may be.
+	Endpoints []Endpoint
 
 	// UserAgent is sent where the client sent none. Empty: none is sent.
 	UserAgent string
@@ -87,10 +92,17 @@ type API struct {
 	// RateLimitWait is how long to wait after a 429 that does not say.
 	RateLimitWait time.Duration
 
+	// RemainingHeaders are the response headers in which the API says how many
+	// calls are left, in canonical form. The first that is present counts.
+	RemainingHeaders []string
+
 	// Error renders an error of the gateway as this API's SDKs decode one:
 	// the body and its media type.
 	Error func(status int, key, message string) (contentType string, body []byte)
 }
+
+// Endpoint is a URL of the authorization server, and the option that sets it.
+type Endpoint struct{ Option, URL string }
 
 // Grant is what a provider asks an authorization server for. All of it but the
 // names in Provider and AuthMethod comes from the configuration.
@@ -101,10 +113,13 @@ type Grant struct {
 	AuthMethod string   // how the client authenticates, such as client_secret_post
 	Scopes     []string // in the order they are sent
 	Audience   []string
-	Resource   []string    // RFC 8707
-	Params     [][2]string // further form parameters
-	Headers    []string    // names of further request headers; their values may be secret
+	Resource   []string // RFC 8707
+	Params     []Param  // further form parameters
+	Headers    []string // names of further request headers; their values may be secret
 }
+
+// Param is a form parameter of a token request.
+type Param struct{ Name, Value string }
 
 // Identity names the credential in logs, metrics and storage: a SHA-256 of all
 // that tells one token from another, secrets aside, in hexadecimal.
@@ -125,7 +140,7 @@ func (g Grant) Identity() string {
 	field("audience", g.Audience...)
 	field("resource", g.Resource...)
 	for _, p := range g.Params {
-		field("param", p[:]...)
+		field("param", p.Name, p.Value)
 	}
 	field("headers", g.Headers...)
 	return hex.EncodeToString(h.Sum(nil))

@@ -13,7 +13,7 @@ func grant() Grant {
 	return Grant{
 		Provider: "p", TokenURL: "https://a/token", ClientID: "id", AuthMethod: "m",
 		Scopes: []string{"a", "b"}, Audience: []string{"c"}, Resource: []string{"urn:d"},
-		Params: [][2]string{{"e", "f"}, {"g", "h"}}, Headers: []string{"X-I"},
+		Params: []Param{{"e", "f"}, {"g", "h"}}, Headers: []string{"X-I"},
 	}
 }
 
@@ -43,8 +43,8 @@ func TestIdentityDependsOnEveryField(t *testing.T) {
 			*v += "x"
 		case *[]string:
 			*v = append(*v, "x")
-		case *[][2]string:
-			*v = append(*v, [2]string{"x", "y"})
+		case *[]Param:
+			*v = append(*v, Param{"x", "y"})
 		default:
 			t.Fatalf("%s: this test does not know how to change %T", name, v)
 		}
@@ -71,12 +71,12 @@ func TestIdentityKeepsPartsApart(t *testing.T) {
 		"audience ab c":    {Audience: []string{"ab", "c"}},
 		"resource ab c":    {Resource: []string{"ab", "c"}},
 		"headers ab c":     {Headers: []string{"ab", "c"}},
-		"param ab c":       {Params: [][2]string{{"ab", "c"}}},
-		"param a bc":       {Params: [][2]string{{"a", "bc"}}},
-		"params":           {Params: [][2]string{{"a", "b"}, {"c", ""}}},
-		"params moved":     {Params: [][2]string{{"a", ""}, {"b", "c"}}},
+		"param ab c":       {Params: []Param{{"ab", "c"}}},
+		"param a bc":       {Params: []Param{{"a", "bc"}}},
+		"params":           {Params: []Param{{"a", "b"}, {"c", ""}}},
+		"params moved":     {Params: []Param{{"a", ""}, {"b", "c"}}},
 		"forged":           {Resource: []string{"param2;1:a1:b"}},
-		"not forged":       {Params: [][2]string{{"a", "b"}}},
+		"not forged":       {Params: []Param{{"a", "b"}}},
 	}
 	seen := map[string]string{}
 	for name, g := range grants {

@@ -34,7 +34,9 @@ type issuer struct {
 	same     bool // the same token again and again
 }
 
-func (*issuer) API() tokenprovider.API     { return tokenprovider.API{RateLimitWait: time.Minute} }
+func (*issuer) API() tokenprovider.API           { return tokenprovider.API{RateLimitWait: time.Minute} }
+func (*issuer) SecretOptions() map[string]string { return nil }
+
 func (*issuer) Grant() tokenprovider.Grant { return tokenprovider.Grant{Provider: "test"} }
 
 func (i *issuer) WithScopes([]string) (tokenprovider.Provider, error) { return i, nil }

@@ -30,6 +30,12 @@ const (
 	post     = "client_secret_post"
 )
 
+// remainingHeaders are the usual ones.
+var remainingHeaders = []string{"X-Rate-Limit-Remaining", "X-Ratelimit-Remaining", "Ratelimit-Remaining"}
+
+// secretWords are what the names of parameters and headers contain that hold a secret.
+var secretWords = []string{"secret", "token", "key", "password", "auth", "credential", "assertion"}
+
 // ownParams are the form parameters that options of their own set.
 var ownParams = []string{"grant_type", "client_id", "client_secret", "scope", "audience", "resource", "token"}
 
@@ -88,8 +94,8 @@ type Provider struct {
 	// cannot be introspected.
 	IntrospectionURL string `json:"introspection_url,omitempty"`
 
-	clientID string      // resolved at load
-	params   [][2]string // resolved at load, sorted by name
+	clientID string                // resolved at load
+	params   []tokenprovider.Param // resolved at load, sorted by name
 }
 
 // CaddyModule returns the Caddy module information.
@@ -115,7 +121,7 @@ func (p *Provider) Provision(caddy.Context) error {
 		if err != nil {
 			return err
 		}
-		p.params = append(p.params, [2]string{name, value})
+		p.params = append(p.params, tokenprovider.Param{Name: name, Value: value})
 	}
 	_, err = p.Secrets()
 	return err
@@ -139,7 +145,7 @@ func (p *Provider) Validate() error {
 		return err
 	}
 	for _, endpoint := range p.endpoints() {
-		if err := option.Endpoint(endpoint[0], endpoint[1]); err != nil {
+		if err := option.Endpoint(endpoint.Option, endpoint.URL); err != nil {
 			return err
 		}
 	}
@@ -178,13 +184,17 @@ func (p *Provider) Validate() error {
 
 // API implements tokenprovider.Provider.
 func (p *Provider) API() tokenprovider.API {
-	return tokenprovider.API{URL: p.APIURL, Endpoints: p.endpoints(), Error: errorBody}
+	return tokenprovider.API{URL: p.APIURL, Endpoints: p.endpoints(), RemainingHeaders: remainingHeaders, Error: errorBody}
 }
 
-// endpoints returns the endpoints that are configured, as option and URL.
-func (p *Provider) endpoints() [][2]string {
-	endpoints := [][2]string{{"token_url", p.TokenURL}, {"revocation_url", p.RevocationURL}, {"introspection_url", p.IntrospectionURL}}
-	return slices.DeleteFunc(endpoints, func(e [2]string) bool { return e[1] == "" })
+// endpoints returns the endpoints that are configured.
+func (p *Provider) endpoints() []tokenprovider.Endpoint {
+	endpoints := []tokenprovider.Endpoint{
+		{Option: "token_url", URL: p.TokenURL},
+		{Option: "revocation_url", URL: p.RevocationURL},
+		{Option: "introspection_url", URL: p.IntrospectionURL},
+	}
+	return slices.DeleteFunc(endpoints, func(e tokenprovider.Endpoint) bool { return e.URL == "" })
 }
 
 // Grant implements tokenprovider.Provider.
@@ -227,6 +237,25 @@ func (p *Provider) Secrets() ([]tokenprovider.Secret, error) {
 	return secrets, nil
 }
 
+// SecretOptions implements tokenprovider.Provider. Of the further parameters and
+// headers it returns those whose name looks like that of a secret.
+func (p *Provider) SecretOptions() map[string]string {
+	secrets := map[string]string{"client_secret": p.ClientSecret}
+	for option, values := range map[string]map[string]string{"param": p.Params, "header": p.Headers} {
+		for name, value := range values {
+			if looksSecret(name) {
+				secrets[option+" "+name] = value
+			}
+		}
+	}
+	return secrets
+}
+
+func looksSecret(name string) bool {
+	name = strings.ToLower(name)
+	return slices.ContainsFunc(secretWords, func(word string) bool { return strings.Contains(name, word) })
+}
+
 // Token implements tokenprovider.Provider.
 func (p *Provider) Token(ctx context.Context, client *http.Client) (*tokenprovider.Token, error) {
 	form := url.Values{"grant_type": {"client_credentials"}}
@@ -240,7 +269,7 @@ func (p *Provider) Token(ctx context.Context, client *http.Client) (*tokenprovid
 		form["resource"] = p.Resource
 	}
 	for _, param := range p.params {
-		form.Set(param[0], param[1])
+		form.Set(param.Name, param.Value)
 	}
 	request, err := p.request(p.TokenURL, form)
 	if err != nil {

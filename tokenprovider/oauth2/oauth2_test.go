@@ -1,6 +1,7 @@
 package oauth2
 
 import (
+	"maps"
 	"net/url"
 	"path/filepath"
 	"reflect"
@@ -208,7 +209,7 @@ func TestGrant(t *testing.T) {
 		Scopes:     []string{"a"},
 		Audience:   []string{"b"},
 		Resource:   []string{"urn:c"},
-		Params:     [][2]string{{"a", "1"}, {"z", "id"}},
+		Params:     []tokenprovider.Param{{Name: "a", Value: "1"}, {Name: "z", Value: "id"}},
 		Headers:    []string{"X-A", "X-Z"},
 	}
 	if got := p.Grant(); !reflect.DeepEqual(got, want) {
@@ -351,5 +352,26 @@ func TestUnmarshalCaddyfileErrors(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s\ngot %v, want %s", input, err, want)
 		}
+	}
+}
+
+// Options are secret by the names of parameters and headers, in whatever case.
+func TestSecretOptions(t *testing.T) {
+	p := &Provider{
+		ClientSecret: "cs",
+		Params: map[string]string{
+			"tenant": "1", "assertion": "2", "my_password": "3", "Credential": "4", "audience_hint": "5",
+		},
+		Headers: map[string]string{
+			"X-Tenant": "1", "X-API-KEY": "2", "X-Auth": "3", "X-Token": "4", "X-The-Secret-One": "5",
+		},
+	}
+	want := map[string]string{
+		"client_secret":   "cs",
+		"param assertion": "2", "param my_password": "3", "param Credential": "4",
+		"header X-API-KEY": "2", "header X-Auth": "3", "header X-Token": "4", "header X-The-Secret-One": "5",
+	}
+	if got := p.SecretOptions(); !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }

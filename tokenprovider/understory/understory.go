@@ -28,6 +28,9 @@ const (
 	rateLimitWait = time.Minute
 )
 
+// remainingHeaders are the usual ones; Understory documents none.
+var remainingHeaders = []string{"X-Rate-Limit-Remaining", "X-Ratelimit-Remaining", "Ratelimit-Remaining"}
+
 func init() {
 	caddy.RegisterModule(Provider{})
 }
@@ -119,11 +122,12 @@ func (p *Provider) Validate() error {
 // API implements tokenprovider.Provider.
 func (p *Provider) API() tokenprovider.API {
 	return tokenprovider.API{
-		URL:           p.apiURL(),
-		Endpoints:     [][2]string{{"token_url", p.tokenURL()}},
-		UserAgent:     p.UserAgent,
-		RateLimitWait: rateLimitWait,
-		Error:         errorBody,
+		URL:              p.apiURL(),
+		Endpoints:        []tokenprovider.Endpoint{{Option: "token_url", URL: p.tokenURL()}},
+		UserAgent:        p.UserAgent,
+		RateLimitWait:    rateLimitWait,
+		RemainingHeaders: remainingHeaders,
+		Error:            errorBody,
 	}
 }
 
@@ -150,6 +154,11 @@ func (p *Provider) WithScopes(scopes []string) (tokenprovider.Provider, error) {
 func (p *Provider) Secrets() ([]tokenprovider.Secret, error) {
 	secret, err := option.ResolveSecret("client_secret", p.ClientSecret)
 	return []tokenprovider.Secret{secret}, err
+}
+
+// SecretOptions implements tokenprovider.Provider.
+func (p *Provider) SecretOptions() map[string]string {
+	return map[string]string{"client_secret": p.ClientSecret}
 }
 
 // Token implements tokenprovider.Provider.

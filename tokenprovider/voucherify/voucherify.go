@@ -167,9 +167,10 @@ func (p *Provider) Validate() error {
 func (p *Provider) API() tokenprovider.API {
 	return tokenprovider.API{
 		URL:               p.apiURL(),
-		Endpoints:         [][2]string{{"api_url", p.tokenURL()}},
+		Endpoints:         []tokenprovider.Endpoint{{Option: "api_url", URL: p.tokenURL()}},
 		CredentialHeaders: credentialHeaders,
 		CredentialPaths:   credentialPaths,
+		RemainingHeaders:  []string{"X-Rate-Limit-Remaining"},
 		IgnoresCase:       true, // not documented; the safe reading of its paths
 		Error:             errorBody,
 	}
@@ -186,7 +187,7 @@ func (p *Provider) Grant() tokenprovider.Grant {
 	}
 	if p.version() == oauthV2 {
 		g.AuthMethod = "client_secret_basic_raw"
-		g.Params = [][2]string{{"project_id", p.projectID}}
+		g.Params = []tokenprovider.Param{{Name: "project_id", Value: p.projectID}}
 	}
 	return g
 }
@@ -202,6 +203,11 @@ func (p *Provider) WithScopes(scopes []string) (tokenprovider.Provider, error) {
 func (p *Provider) Secrets() ([]tokenprovider.Secret, error) {
 	_, secret, err := p.key()
 	return []tokenprovider.Secret{secret}, err
+}
+
+// SecretOptions implements tokenprovider.Provider.
+func (p *Provider) SecretOptions() map[string]string {
+	return map[string]string{"app_token": p.AppToken}
 }
 
 // Token implements tokenprovider.Provider.

@@ -298,7 +298,7 @@ func TestGrant(t *testing.T) {
 	p.OAuth, p.ProjectID = "v2", "proj"
 	wiretest.Provision(t, p)
 	want.TokenURL, want.AuthMethod = "https://cluster.example/v2/oauth/token", "client_secret_basic_raw"
-	want.Params = [][2]string{{"project_id", "proj"}}
+	want.Params = []tokenprovider.Param{{Name: "project_id", Value: "proj"}}
 	if got := p.Grant(); !reflect.DeepEqual(got, want) {
 		t.Errorf("v2: got  %+v\nwant %+v", got, want)
 	}
