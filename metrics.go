@@ -213,7 +213,7 @@ func (m *credentialMetrics) answered(resp *http.Response, api tokenprovider.API)
 		return
 	}
 	rateLimitedTotal.WithLabelValues(m.labels...).Inc()
-	wait := tokenprovider.ParseRetryAfter(resp.Header, time.Now())
+	wait := tokenprovider.ParseRetryAfter(resp.Header, time.Now(), api.RetryHeaders...)
 	if wait == 0 {
 		wait = api.RateLimitWait
 	}

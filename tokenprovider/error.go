@@ -1,6 +1,7 @@
 package tokenprovider
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -44,8 +45,53 @@ type Error struct {
 	// Reason says what is wrong, where status and code do not.
 	Reason string
 
+	// Hint says what a person can do about Code, where that is one of the API's
+	// own. May be empty.
+	Hint string
+
 	// Err is the cause where there was no answer.
 	Err error
+}
+
+// ErrorFormat describes the errors of an authorization server that are not
+// those of RFC 6749 §5.2, which are understood in any case.
+type ErrorFormat struct {
+	// Fields are those that each of these errors has. An answer of 4xx without
+	// them is not taken for the server's: something on the way may have sent it.
+	Fields []string
+
+	// Code is the field that holds the error code.
+	Code string
+
+	// Final are the error codes that do not pass by themselves, each with what a
+	// person can do about it; empty where the status says enough.
+	Final map[string]string
+}
+
+const (
+	adviceClient = "check the client id and the secret, and whether the key was deleted or blocked"
+	adviceGrant  = "allow the client credentials grant for this client at the authorization server"
+	adviceParams = "check audience, resource and parameters of the credential"
+)
+
+// finalCodes are the error codes of RFC 6749 §5.2 and RFC 8707 that do not pass
+// by themselves, with what a person can do about each.
+var finalCodes = map[string]string{
+	"invalid_client":         adviceClient,
+	"invalid_scope":          "check the scopes: ask only for those that the key has, by their exact names",
+	"unauthorized_client":    adviceGrant,
+	"unsupported_grant_type": adviceGrant,
+	"invalid_request":        adviceParams,
+	"invalid_target":         adviceParams,
+	"invalid_grant":          "",
+	"access_denied":          "",
+}
+
+// isFinal reports whether code is one that does not pass by itself.
+func (f ErrorFormat) isFinal(code string) bool {
+	_, own := f.Final[code]
+	_, standard := finalCodes[code]
+	return own || standard
 }
 
 // Error implements error: what failed, as a person reads it.
@@ -87,17 +133,12 @@ func (e *Error) Advice() string {
 	if e.Status >= 500 {
 		return "wait; the authorization server is in trouble"
 	}
-	switch e.Code {
-	case "invalid_client", "unauthorized":
-		return "check the client id and the secret, and whether the key was deleted or blocked"
-	case "invalid_scope":
-		return "check the scopes: ask only for those that the key has, by their exact names"
-	case "unauthorized_client", "unsupported_grant_type", "invalid_grant_type":
-		return "allow the client credentials grant for this client at the authorization server"
-	case "invalid_request", "invalid_target":
-		return "check audience, resource and parameters of the credential"
+	if advice := cmp.Or(e.Hint, finalCodes[e.Code]); advice != "" {
+		return advice
 	}
 	switch {
+	case e.Class == Refused && e.Status == http.StatusUnauthorized:
+		return adviceClient
 	case e.Class == Refused && e.Status/100 == 3:
 		return "set token_url to the address it redirects to"
 	case e.Class == Refused:

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -26,14 +25,21 @@ type Request struct {
 	URL    string
 	Header http.Header
 	Form   url.Values
+
+	// Errors are those of the server that RFC 6749 §5.2 does not have.
+	Errors ErrorFormat
+
+	// RetryHeaders are as those of API.
+	RetryHeaders []string
 }
 
 // response is the answer of an authorization server, its body read.
 type response struct {
-	sent   time.Time // when the request was sent
-	status int
-	header http.Header
-	body   []byte
+	request Request
+	sent    time.Time // when the request was sent
+	status  int
+	header  http.Header
+	body    []byte
 }
 
 // NewClient returns the HTTP client for one authorization server: TLS 1.2 or
@@ -54,17 +60,6 @@ func NewClient(roots *x509.CertPool) *http.Client {
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-}
-
-// BasicAuth returns the Authorization value of client_secret_basic: identifier
-// and secret form-encoded, then joined and base64-encoded (RFC 6749 §2.3.1).
-func BasicAuth(id string, secret Secret) string {
-	return BasicAuthRaw(url.QueryEscape(id), NewSecret(url.QueryEscape(secret.Reveal())))
-}
-
-// BasicAuthRaw is BasicAuth for servers that do not form-decode the two (RFC 7617).
-func BasicAuthRaw(id string, secret Secret) string {
-	return "Basic " + base64.StdEncoding.EncodeToString([]byte(id+":"+secret.Reveal()))
 }
 
 // RequestToken posts one token request and reads the token out of the answer.
@@ -135,7 +130,7 @@ func post(ctx context.Context, client *http.Client, r Request) (*response, error
 	if err != nil {
 		return nil, networkError(ctx, fmt.Errorf("reading the answer: %w", err))
 	}
-	answer := &response{sent: sent, status: resp.StatusCode, header: resp.Header, body: body}
+	answer := &response{request: r, sent: sent, status: resp.StatusCode, header: resp.Header, body: body}
 	if len(body) > maxBody {
 		return nil, malformed(answer, "the answer is larger than 1 MiB")
 	}

@@ -21,21 +21,6 @@ import (
 	"github.com/caddy-egress/caddy-egress/tokenprovider/internal/wiretest"
 )
 
-func TestBasicAuth(t *testing.T) {
-	for _, test := range []struct{ id, secret, encoded, raw string }{
-		{"id", "s3cret", "Basic aWQ6czNjcmV0", "Basic aWQ6czNjcmV0"},
-		{"i d", "a:b", "Basic aStkOmElM0Fi", "Basic aSBkOmE6Yg=="},
-		{"id", "a~b-c_d.e", "Basic aWQ6YX5iLWNfZC5l", "Basic aWQ6YX5iLWNfZC5l"},
-	} {
-		if got := BasicAuth(test.id, NewSecret(test.secret)); got != test.encoded {
-			t.Errorf("%s:%s: got %s, want %s", test.id, test.secret, got, test.encoded)
-		}
-		if got := BasicAuthRaw(test.id, NewSecret(test.secret)); got != test.raw {
-			t.Errorf("%s:%s raw: got %s, want %s", test.id, test.secret, got, test.raw)
-		}
-	}
-}
-
 func TestRedirectsAreNotFollowed(t *testing.T) {
 	other := wiretest.Serve(t, wiretest.Granted)
 	for _, status := range []int{301, 302, 303, 307, 308} {

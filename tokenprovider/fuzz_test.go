@@ -40,7 +40,7 @@ func FuzzParseToken(f *testing.F) {
 		header := http.Header{"Retry-After": {retryAfter}, "X-Rate-Limit-Retry": {rateLimitRetry}, "X-Ratelimit-Reset": {rateLimitReset}}
 		// the body as it is, and with the marker in every string of it
 		for _, body := range []string{body, strings.ReplaceAll(body, `"`, marker+`"`), strings.ReplaceAll(body, `:"`, `:"`+marker)} {
-			token, err := parseToken(&response{sent: sent, status: status, header: header, body: []byte(body)})
+			token, err := parseToken(&response{request: Request{Errors: withKey, RetryHeaders: []string{"X-Rate-Limit-Retry"}}, sent: sent, status: status, header: header, body: []byte(body)})
 			if (token == nil) == (err == nil) {
 				t.Fatalf("got %v and %v", token, err)
 			}
@@ -89,7 +89,7 @@ func FuzzParseRetryAfter(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, retryAfter, rateLimitRetry, rateLimitReset string, now int64) {
 		header := http.Header{"Retry-After": {retryAfter}, "X-Rate-Limit-Retry": {rateLimitRetry}, "X-Ratelimit-Reset": {rateLimitReset}}
-		if wait := ParseRetryAfter(header, time.Unix(now, 0)); wait < 0 || wait > 5*time.Minute {
+		if wait := ParseRetryAfter(header, time.Unix(now, 0), "X-Rate-Limit-Retry"); wait < 0 || wait > 5*time.Minute {
 			t.Errorf("%q at %d: wait %v", header, now, wait)
 		}
 	})

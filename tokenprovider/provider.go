@@ -92,6 +92,11 @@ type API struct {
 	// RateLimitWait is how long to wait after a 429 that does not say.
 	RateLimitWait time.Duration
 
+	// RetryHeaders are the response headers in which the API says when it may be
+	// called again, as Unix seconds, where it sends no Retry-After. The first
+	// that is present counts.
+	RetryHeaders []string
+
 	// RemainingHeaders are the response headers in which the API says how many
 	// calls are left, in canonical form. The first that is present counts.
 	RemainingHeaders []string

@@ -37,8 +37,12 @@ func parseToken(r *response) (*Token, error) {
 	raw, ok := fields["access_token"]
 	if !ok || isNull(raw) {
 		// some servers answer an error with 200
-		if code := failureCode(fields); code != "" {
-			return nil, &Error{Class: classOfCode(code), Status: r.status, Code: code, RetryAfter: retryAfter(r)}
+		if code := failureCode(r, fields); code != "" {
+			e := &Error{Class: Transient, Status: r.status, Code: code, Hint: r.request.Errors.Final[code]}
+			if r.request.Errors.isFinal(code) {
+				e.Class = Refused
+			}
+			return nil, e
 		}
 		return nil, malformed(r, "the answer has no access_token")
 	}
@@ -78,7 +82,8 @@ func parseFailure(r *response) *Error {
 	e := &Error{Class: Transient, Status: r.status, RetryAfter: retryAfter(r)}
 	fields, isObject := parseObject(r.body)
 	if isObject {
-		e.Code = failureCode(fields)
+		e.Code = failureCode(r, fields)
+		e.Hint = r.request.Errors.Final[e.Code]
 	}
 	switch {
 	case r.status/100 == 3:
@@ -87,7 +92,7 @@ func parseFailure(r *response) *Error {
 	case r.status == http.StatusRequestTimeout, r.status == http.StatusConflict,
 		r.status == http.StatusTooEarly, r.status == http.StatusTooManyRequests:
 		// these pass, whatever the body says
-	case r.status/100 == 4 && isObject && isErrorShape(fields):
+	case r.status/100 == 4 && isObject && isError(r, fields):
 		e.Class = Refused
 	case r.status/100 == 4:
 		e.Reason = "the answer is no OAuth error; something on the way may have sent it"
@@ -95,8 +100,8 @@ func parseFailure(r *response) *Error {
 	return e
 }
 
-// parseIntrospection reads an introspection response (RFC 7662 §2.2), and that
-// of Voucherify, which tells the expiry as expires_at.
+// parseIntrospection reads an introspection response (RFC 7662 §2.2). Some
+// servers have the expiry in expires_at.
 func parseIntrospection(r *response) (*Introspection, error) {
 	fields, ok := parseObject(r.body)
 	if !ok {
@@ -135,38 +140,30 @@ func parseObject(body []byte) (map[string]json.RawMessage, bool) {
 	return fields, true
 }
 
-// isErrorShape reports whether fields are an error of OAuth (error), of
-// Voucherify (code, key, message) or of Understory (code, message).
-func isErrorShape(fields map[string]json.RawMessage) bool {
+// isError reports whether fields are an error of RFC 6749 §5.2, or one of the
+// server's own.
+func isError(r *response, fields map[string]json.RawMessage) bool {
 	if _, ok := parseString(fields["error"]); ok {
 		return true
 	}
-	_, hasMessage := parseString(fields["message"])
-	_, hasCode := fields["code"]
-	return hasMessage && hasCode
+	own := r.request.Errors.Fields
+	for _, name := range own {
+		if raw, ok := fields[name]; !ok || isNull(raw) {
+			return false
+		}
+	}
+	return len(own) > 0
 }
 
-// failureCode returns the error code in fields: OAuth's error, Voucherify's
-// key or Understory's code; empty if there is none that looks like one.
-func failureCode(fields map[string]json.RawMessage) string {
-	for _, name := range []string{"error", "key", "code"} {
+// failureCode returns the error code in fields; empty if there is none that
+// looks like one.
+func failureCode(r *response, fields map[string]json.RawMessage) string {
+	for _, name := range []string{"error", r.request.Errors.Code} {
 		if code, ok := parseString(fields[name]); ok && code != "" {
 			return errorCode(code)
 		}
 	}
 	return ""
-}
-
-// classOfCode says what an error code in an answer of status 200 means. Only
-// those that speak of the client or its request are final.
-func classOfCode(code string) Class {
-	switch code {
-	case "invalid_request", "invalid_client", "invalid_grant", "unauthorized_client",
-		"unsupported_grant_type", "invalid_scope", "invalid_target", "access_denied",
-		"unauthorized", "forbidden", "invalid_grant_type", "missing_required_permission":
-		return Refused
-	}
-	return Transient
 }
 
 // parseLifetime returns how long the token lives from sent on, and whether the
@@ -236,14 +233,14 @@ func retryAfter(r *response) time.Duration {
 	if r.status != http.StatusTooManyRequests && r.status != http.StatusServiceUnavailable {
 		return 0
 	}
-	return ParseRetryAfter(r.header, time.Now())
+	return ParseRetryAfter(r.header, time.Now(), r.request.RetryHeaders...)
 }
 
 // ParseRetryAfter returns how long the headers of an answer ask to wait, at
 // most 5 minutes, 0 if they do not: Retry-After as seconds or as a date
-// (RFC 9110 §10.2.3), X-Rate-Limit-Retry as Unix seconds (Voucherify), or
+// (RFC 9110 §10.2.3), a header of retryHeaders as Unix seconds, or
 // X-Ratelimit-Reset as seconds.
-func ParseRetryAfter(header http.Header, now time.Time) time.Duration {
+func ParseRetryAfter(header http.Header, now time.Time, retryHeaders ...string) time.Duration {
 	if v := strings.TrimSpace(header.Get("Retry-After")); v != "" {
 		if wait, ok := waitOf(v, 0); ok {
 			return wait
@@ -252,8 +249,10 @@ func ParseRetryAfter(header http.Header, now time.Time) time.Duration {
 			return clampWait(at.Sub(now).Seconds())
 		}
 	}
-	if wait, ok := waitOf(header.Get("X-Rate-Limit-Retry"), float64(now.UnixMilli())/1000); ok {
-		return wait
+	for _, name := range retryHeaders {
+		if wait, ok := waitOf(header.Get(name), float64(now.UnixMilli())/1000); ok {
+			return wait
+		}
 	}
 	wait, _ := waitOf(header.Get("X-Ratelimit-Reset"), 0)
 	return wait

@@ -34,20 +34,40 @@ func request(url string) Request {
 	return Request{URL: url, Form: map[string][]string{"secret": {"s3cret"}}}
 }
 
+// ownErrors are two formats of errors that are not RFC 6749's.
+var (
+	withKey  = ErrorFormat{Fields: []string{"code", "message"}, Code: "key", Final: map[string]string{"invalid_grant_type": "", "blocked": "unblock it"}}
+	withCode = ErrorFormat{Fields: []string{"code", "message"}, Code: "code"}
+)
+
 // ask makes a token request that is answered so.
 func ask(t *testing.T, status int, body string, header ...string) (*Token, error) {
+	t.Helper()
+	return askWith(t, ErrorFormat{}, status, body, header...)
+}
+
+// askWith is ask at a server with errors of its own.
+func askWith(t *testing.T, errors ErrorFormat, status int, body string, header ...string) (*Token, error) {
 	t.Helper()
 	h := http.Header{}
 	for i := 0; i < len(header); i += 2 {
 		h.Set(header[i], header[i+1])
 	}
-	return RequestToken(t.Context(), answering(status, h, body, 0), request("http://auth.example"))
+	r := request("http://auth.example")
+	r.Errors, r.RetryHeaders = errors, []string{"X-Rate-Limit-Retry"}
+	return RequestToken(t.Context(), answering(status, h, body, 0), r)
 }
 
 // failure makes a token request that has to fail, and shows nothing it must not.
 func failure(t *testing.T, status int, body string, header ...string) *Error {
 	t.Helper()
-	token, err := ask(t, status, body, header...)
+	return failureWith(t, ErrorFormat{}, status, body, header...)
+}
+
+// failureWith is failure at a server with errors of its own.
+func failureWith(t *testing.T, own ErrorFormat, status int, body string, header ...string) *Error {
+	t.Helper()
+	token, err := askWith(t, own, status, body, header...)
 	var e *Error
 	if token != nil || !errors.As(err, &e) {
 		t.Fatalf("%d %.80s: got %v, %v, want an *Error", status, body, token, err)
@@ -237,41 +257,72 @@ func TestMalformed(t *testing.T) {
 
 func TestFailureClasses(t *testing.T) {
 	const (
-		oauth      = `{"error":"invalid_client","error_description":"MARKER"}`
-		voucherify = `{"code":403,"key":"forbidden","message":"MARKER","details":"MARKER"}`
-		understory = `{"code":"UNAUTHORIZED","message":"MARKER"}`
-		html       = "<html>MARKER</html>"
+		oauth = `{"error":"invalid_client","error_description":"MARKER"}`
+		key   = `{"code":403,"key":"forbidden","message":"MARKER","details":"MARKER"}`
+		code  = `{"code":"UNAUTHORIZED","message":"MARKER"}`
+		html  = "<html>MARKER</html>"
 	)
 	for _, status := range []int{400, 401, 403, 404, 405, 422} {
-		for body, want := range map[string]Error{
-			oauth:                                 {Class: Refused, Code: "invalid_client"},
-			voucherify:                            {Class: Refused, Code: "forbidden"},
-			understory:                            {Class: Refused, Code: "UNAUTHORIZED"},
-			`{"error":"MARKER is no code"}`:       {Class: Refused},
-			`{"code":400,"message":"MARKER"}`:     {Class: Refused},
-			html:                                  {Class: Transient},
-			"":                                    {Class: Transient},
-			`{"message":"MARKER"}`:                {Class: Transient},
-			`{"error":{"code":401,"x":"MARKER"}}`: {Class: Transient},
-			`[` + oauth + `]`:                     {Class: Transient},
-			`{"error":"invalid_client","MARKER`:   {Class: Transient},
-			`{"statusCode":413,"error":"Request MARKER","message":"MARKER"}`: {Class: Refused},
+		for _, test := range []struct {
+			own  ErrorFormat
+			body string
+			want Error
+		}{
+			{ErrorFormat{}, oauth, Error{Class: Refused, Code: "invalid_client"}},
+			{withKey, oauth, Error{Class: Refused, Code: "invalid_client"}},
+			{withKey, key, Error{Class: Refused, Code: "forbidden"}},
+			{withKey, code, Error{Class: Refused}},
+			{withCode, code, Error{Class: Refused, Code: "UNAUTHORIZED"}},
+			{withCode, key, Error{Class: Refused}},
+			{ErrorFormat{}, key, Error{Class: Transient}},
+			{ErrorFormat{}, code, Error{Class: Transient}},
+			{withKey, `{"code":null,"key":"blocked","message":"MARKER"}`, Error{Class: Transient, Code: "blocked"}},
+			{withCode, `{"code":400,"message":"MARKER"}`, Error{Class: Refused}},
+			{withCode, `{"message":"MARKER"}`, Error{Class: Transient}},
+			{withCode, `{"code":"UNAUTHORIZED"}`, Error{Class: Transient, Code: "UNAUTHORIZED"}},
+			{ErrorFormat{}, `{"error":"MARKER is no code"}`, Error{Class: Refused}},
+			{withCode, html, Error{Class: Transient}},
+			{withCode, "", Error{Class: Transient}},
+			{withCode, `{"error":{"code":401,"x":"MARKER"}}`, Error{Class: Transient}},
+			{withCode, `[` + oauth + `]`, Error{Class: Transient}},
+			{withCode, `{"error":"invalid_client","MARKER`, Error{Class: Transient}},
+			{withCode, `{"statusCode":413,"error":"Request MARKER","message":"MARKER"}`, Error{Class: Refused}},
 		} {
-			if e := failure(t, status, body); e.Class != want.Class || e.Code != want.Code {
-				t.Errorf("%d %s: got %s %q, want %s %q", status, body, e.Class, e.Code, want.Class, want.Code)
+			e := failureWith(t, test.own, status, test.body)
+			if e.Class != test.want.Class || e.Code != test.want.Code {
+				t.Errorf("%d %s: got %s %q, want %s %q", status, test.body, e.Class, e.Code, test.want.Class, test.want.Code)
+			}
+			if (e.Reason == "") != (e.Class == Refused) {
+				t.Errorf("%d %s: got reason %q", status, test.body, e.Reason)
 			}
 		}
 	}
 	for _, status := range []int{408, 409, 425, 429, 500, 502, 503, 504, 599} {
-		for _, body := range []string{oauth, voucherify, understory, html, ""} {
-			if e := failure(t, status, body); e.Class != Transient {
+		for _, body := range []string{oauth, key, code, html, ""} {
+			if e := failureWith(t, withKey, status, body); e.Class != Transient {
 				t.Errorf("%d %s: got %s", status, body, e.Class)
 			}
 		}
 	}
 	for _, status := range []int{300, 301, 302, 303, 304, 307, 308} {
-		if e := failure(t, status, html, "Location", "https://MARKER.example"); e.Class != Refused || !strings.Contains(e.Advice(), "token_url") {
-			t.Errorf("%d: got %s, advice %s", status, e.Class, e.Advice())
+		e := failure(t, status, html, "Location", "https://MARKER.example")
+		if e.Class != Refused || !strings.Contains(e.Reason, "token_url") || !strings.Contains(e.Advice(), "token_url") {
+			t.Errorf("%d: got %s, reason %s, advice %s", status, e.Class, e.Reason, e.Advice())
+		}
+	}
+}
+
+// An error code of the server's own has advice of its own.
+func TestHint(t *testing.T) {
+	for _, status := range []int{200, 400, 401} {
+		for code, want := range map[string]string{"blocked": "unblock it", "invalid_grant_type": "", "new_one": ""} {
+			e := failureWith(t, withKey, status, `{"code":1,"key":"`+code+`","message":"MARKER"}`)
+			if e.Hint != want || want != "" && e.Advice() != want {
+				t.Errorf("%d %s: got hint %q, advice %q", status, code, e.Hint, e.Advice())
+			}
+			if final := e.Class == Refused; status == 200 && final != (code != "new_one") {
+				t.Errorf("%d %s: got %s", status, code, e.Class)
+			}
 		}
 	}
 }
@@ -308,8 +359,8 @@ func TestErrorCode(t *testing.T) {
 		"https://x":                 "",
 		`<script>alert()<\/script>`: "",
 	} {
-		for _, name := range []string{"error", "key", "code"} {
-			if e := failure(t, 400, `{"`+name+`":"`+code+`","message":"m"}`); e.Code != want {
+		for name, own := range map[string]ErrorFormat{"error": {}, "key": withKey, "code": withCode} {
+			if e := failureWith(t, own, 400, `{"`+name+`":"`+code+`","message":"m"}`); e.Code != want {
 				t.Errorf("%s %s: got %q", name, code, e.Code)
 			}
 		}
@@ -323,6 +374,10 @@ func TestAdvice(t *testing.T) {
 	}{
 		{Error{Class: Refused, Status: 401, Code: "invalid_client"}, "secret"},
 		{Error{Class: Refused, Status: 401, Code: "unauthorized"}, "secret"},
+		{Error{Class: Refused, Status: 401, Code: "unauthorized", Hint: "call them"}, "call them"},
+		{Error{Class: Transient, Status: 429, Code: "invalid_client", Hint: "call them"}, "what else asks"},
+		{Error{Class: Transient, Status: 503, Code: "invalid_client", Hint: "call them"}, "in trouble"},
+		{Error{Class: Transient, Status: 401}, "on the way"},
 		{Error{Class: Refused, Status: 400, Code: "invalid_scope"}, "scopes"},
 		{Error{Class: Refused, Status: 400, Code: "unauthorized_client"}, "client credentials grant"},
 		{Error{Class: Refused, Status: 400, Code: "invalid_request"}, "audience"},
@@ -488,7 +543,7 @@ func TestRecordedAnswers(t *testing.T) {
 			// recorded tokens are described in words; what stands for one has no spaces
 			body := strings.ReplaceAll(v.Body(), "opaque string of ", "opaque-string-of-")
 			body = strings.ReplaceAll(body, " characters", "-characters")
-			token, err := ask(t, v.Response.Status, body)
+			token, err := askWith(t, withKey, v.Response.Status, body)
 			var e *Error
 			switch {
 			case want.code != "" && (!errors.As(err, &e) || e.Class != Refused || e.Code != want.code):
@@ -516,7 +571,9 @@ func TestRecordedAnswers(t *testing.T) {
 					t.Errorf("%s: %v", name, err)
 				}
 			case strings.Contains(v.Request.Path, "introspect"):
-				in, err := RequestIntrospection(t.Context(), client, request("http://auth.example"))
+				r := request("http://auth.example")
+				r.Errors = withKey
+				in, err := RequestIntrospection(t.Context(), client, r)
 				var e *Error
 				switch active := strings.HasSuffix(name, " active"); {
 				case v.Response.Status != 200:

@@ -23,12 +23,14 @@ import (
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 )
 
-// Client authentication methods, RFC 6749 §2.3.1.
-const (
-	basic    = "client_secret_basic"
-	basicRaw = "client_secret_basic_raw"
-	post     = "client_secret_post"
-)
+// authMethods are the values of auth_method.
+var authMethods = map[string]tokenprovider.ClientAuth{
+	defaultAuthMethod:         tokenprovider.ClientSecretBasic,
+	"client_secret_basic_raw": tokenprovider.ClientSecretBasicRaw,
+	"client_secret_post":      tokenprovider.ClientSecretPost,
+}
+
+const defaultAuthMethod = "client_secret_basic"
 
 // remainingHeaders are the usual ones.
 var remainingHeaders = []string{"X-Rate-Limit-Remaining", "X-Ratelimit-Remaining", "Ratelimit-Remaining"}
@@ -138,8 +140,8 @@ func (p *Provider) Validate() error {
 		return errors.New("client_id is required")
 	case p.ClientSecret == "":
 		return errors.New("client_secret is required")
-	case !slices.Contains([]string{basic, basicRaw, post}, p.authMethod()):
-		return fmt.Errorf("auth_method: %q is none of %s, %s, %s", p.AuthMethod, basic, basicRaw, post)
+	case authMethods[p.authMethod()] == nil:
+		return fmt.Errorf("auth_method: %q is none of %s", p.AuthMethod, strings.Join(slices.Sorted(maps.Keys(authMethods)), ", "))
 	}
 	if err := option.Origin("api_url", p.APIURL); err != nil {
 		return err
@@ -316,24 +318,16 @@ func (p *Provider) request(endpoint string, form url.Values) (tokenprovider.Requ
 	if err != nil {
 		return tokenprovider.Request{}, err
 	}
-	header := http.Header{}
+	request := tokenprovider.Request{URL: endpoint, Header: make(http.Header), Form: form}
 	for name := range p.Headers {
 		value, err := p.headerValue(name)
 		if err != nil {
 			return tokenprovider.Request{}, err
 		}
-		header.Set(name, value.Reveal())
+		request.Header.Set(name, value.Reveal())
 	}
-	switch p.authMethod() {
-	case basic:
-		header.Set("Authorization", tokenprovider.BasicAuth(id, secret))
-	case basicRaw:
-		header.Set("Authorization", tokenprovider.BasicAuthRaw(id, secret))
-	case post:
-		form.Set("client_id", id)
-		form.Set("client_secret", secret.Reveal())
-	}
-	return tokenprovider.Request{URL: endpoint, Header: header, Form: form}, nil
+	authMethods[p.authMethod()](&request, id, secret)
+	return request, nil
 }
 
 // headerValue returns the value of a further header as it is now.
@@ -342,7 +336,7 @@ func (p *Provider) headerValue(name string) (tokenprovider.Secret, error) {
 	return tokenprovider.NewSecret(value), err
 }
 
-func (p *Provider) authMethod() string { return cmp.Or(p.AuthMethod, basic) }
+func (p *Provider) authMethod() string { return cmp.Or(p.AuthMethod, defaultAuthMethod) }
 
 // errorBody renders an error as problem details (RFC 9457). The status's own
 // text is the title, as its type about:blank asks for.

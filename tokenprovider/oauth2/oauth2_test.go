@@ -14,6 +14,12 @@ import (
 	"github.com/caddy-egress/caddy-egress/tokenprovider/internal/wiretest"
 )
 
+const (
+	basic    = "client_secret_basic"
+	basicRaw = "client_secret_basic_raw"
+	post     = "client_secret_post"
+)
+
 var client = tokenprovider.NewClient(nil)
 
 // at returns a provider whose endpoints are on server.
@@ -234,6 +240,9 @@ func TestAPI(t *testing.T) {
 	api := p.API()
 	if api.URL != "https://api.example" || len(api.CredentialHeaders) != 0 || len(api.CredentialPaths) != 0 {
 		t.Errorf("got %+v", api)
+	}
+	if want := []string{"X-Rate-Limit-Remaining", "X-Ratelimit-Remaining", "Ratelimit-Remaining"}; !reflect.DeepEqual(api.RemainingHeaders, want) {
+		t.Errorf("remaining headers: %v", api.RemainingHeaders)
 	}
 	mediaType, body := api.Error(503, "token_unavailable", "wait")
 	want := `{"title":"Service Unavailable","status":503,"detail":"wait","code":"token_unavailable"}`

@@ -28,6 +28,10 @@ const (
 	rateLimitWait = time.Minute
 )
 
+// errorFormat is that of the API, {"code":"UNAUTHORIZED","message":"…"}. The token
+// endpoint answers as RFC 6749 §5.2 says; something of the API may answer for it.
+var errorFormat = tokenprovider.ErrorFormat{Fields: []string{"code", "message"}, Code: "code"}
+
 // remainingHeaders are the usual ones; Understory documents none.
 var remainingHeaders = []string{"X-Rate-Limit-Remaining", "X-Ratelimit-Remaining", "Ratelimit-Remaining"}
 
@@ -171,20 +175,20 @@ func (p *Provider) Token(ctx context.Context, client *http.Client) (*tokenprovid
 	if err != nil {
 		return nil, err
 	}
-	form := url.Values{
-		"grant_type":    {"client_credentials"},
-		"audience":      {p.audience()},
-		"client_id":     {id},
-		"client_secret": {secret.Reveal()},
+	request := tokenprovider.Request{
+		URL:    p.tokenURL(),
+		Header: make(http.Header),
+		Form:   url.Values{"grant_type": {"client_credentials"}, "audience": {p.audience()}},
+		Errors: errorFormat,
 	}
 	if len(p.Scopes) > 0 {
-		form.Set("scope", strings.Join(p.Scopes, " "))
+		request.Form.Set("scope", strings.Join(p.Scopes, " "))
 	}
-	header := http.Header{}
 	if p.UserAgent != "" {
-		header.Set("User-Agent", p.UserAgent)
+		request.Header.Set("User-Agent", p.UserAgent)
 	}
-	return tokenprovider.RequestToken(ctx, client, tokenprovider.Request{URL: p.tokenURL(), Header: header, Form: form})
+	tokenprovider.ClientSecretPost(&request, id, secret)
+	return tokenprovider.RequestToken(ctx, client, request)
 }
 
 func (p *Provider) apiURL() string   { return cmp.Or(p.APIURL, defaultAPIURL) }

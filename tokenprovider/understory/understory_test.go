@@ -1,6 +1,7 @@
 package understory
 
 import (
+	"errors"
 	"net/http"
 	"path/filepath"
 	"reflect"
@@ -149,6 +150,24 @@ func TestAPI(t *testing.T) {
 	mediaType, body := api.Error(503, "token_unavailable", `no "token"`)
 	if want := `{"code":"token_unavailable","message":"no \"token\""}`; mediaType != "application/json" || string(body) != want {
 		t.Errorf("error: got %s %s", mediaType, body)
+	}
+}
+
+// The API may answer for the token endpoint, in its own shape.
+func TestErrorsOfTheTokenEndpoint(t *testing.T) {
+	for answer, want := range map[string]tokenprovider.Error{
+		`{"error":"invalid_client"}`:                  {Class: tokenprovider.Refused, Code: "invalid_client"},
+		`{"code":"UNAUTHORIZED","message":"MARKER"}`:  {Class: tokenprovider.Refused, Code: "UNAUTHORIZED"},
+		`{"message":"MARKER"}`:                        {Class: tokenprovider.Transient},
+		`{"code":401,"key":"x_y","message":"MARKER"}`: {Class: tokenprovider.Refused},
+	} {
+		server := wiretest.Serve(t, "HTTP/1.1 401 Unauthorized\r\n\r\n"+answer)
+		_, err := wiretest.Provision(t, &Provider{ClientID: "id", ClientSecret: "s3cret", TokenURL: server.URL}).Token(t.Context(), client)
+		e, ok := errors.AsType[*tokenprovider.Error](err)
+		if !ok || e.Class != want.Class || e.Code != want.Code {
+			t.Errorf("%s: got %#v", answer, err)
+		}
+		wiretest.NoLeak(t, err, "MARKER", "s3cret")
 	}
 }
 

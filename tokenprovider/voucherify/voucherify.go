@@ -39,6 +39,23 @@ var credentialHeaders = []string{
 // credentialPaths make, show and end credentials. They do not accept tokens.
 var credentialPaths = []string{"/v1/oauth/", "/v2/oauth/", "/management/"}
 
+// errorFormat is that of all answers of Voucherify: {"code":400,"key":"…","message":"…"}.
+var errorFormat = tokenprovider.ErrorFormat{
+	Fields: []string{"code", "message"},
+	Code:   "key",
+	Final: map[string]string{
+		"unauthorized":                "", // with 401, which says enough
+		"missing_required_permission": "check the permissions of the key in Voucherify",
+		"invalid_grant_type":          "",
+	},
+}
+
+// retryHeaders say when the rate limit ends.
+var retryHeaders = []string{"X-Rate-Limit-Retry"}
+
+// keyHeaders carry the key with OAuth v1.
+var keyHeaders = tokenprovider.ClientHeaders("X-App-Id", "X-App-Token")
+
 const (
 	oauthV1 = "v1"
 	oauthV2 = "v2"
@@ -170,6 +187,7 @@ func (p *Provider) API() tokenprovider.API {
 		Endpoints:         []tokenprovider.Endpoint{{Option: "api_url", URL: p.tokenURL()}},
 		CredentialHeaders: credentialHeaders,
 		CredentialPaths:   credentialPaths,
+		RetryHeaders:      retryHeaders,
 		RemainingHeaders:  []string{"X-Rate-Limit-Remaining"},
 		IgnoresCase:       true, // not documented; the safe reading of its paths
 		Error:             errorBody,
@@ -270,15 +288,14 @@ func (p *Provider) request(endpoint string, form url.Values) (tokenprovider.Requ
 	if err != nil {
 		return tokenprovider.Request{}, err
 	}
-	header := http.Header{}
+	request := tokenprovider.Request{URL: endpoint, Form: form, Errors: errorFormat, RetryHeaders: retryHeaders}
+	authenticate := keyHeaders
 	if p.version() == oauthV2 {
-		// documented as base64(app_id:app_secret), with no form-encoding before
-		header.Set("Authorization", tokenprovider.BasicAuthRaw(id, secret))
-	} else {
-		header.Set("X-App-Id", id)
-		header.Set("X-App-Token", secret.Reveal())
+		// documented as base64(app_id:app_secret), not form-encoded before
+		authenticate = tokenprovider.ClientSecretBasicRaw
 	}
-	return tokenprovider.Request{URL: endpoint, Header: header, Form: form}, nil
+	authenticate(&request, id, secret)
+	return request, nil
 }
 
 func (p *Provider) version() string { return cmp.Or(p.OAuth, oauthV1) }

@@ -1,9 +1,12 @@
 package voucherify
 
 import (
+	"errors"
 	"net/http"
 	"path/filepath"
 	"reflect"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -140,6 +143,37 @@ func TestRecordedExchanges(t *testing.T) {
 	}
 }
 
+func TestErrorsOfTheTokenEndpoint(t *testing.T) {
+	for _, test := range []struct {
+		answer string
+		class  tokenprovider.Class
+		code   string
+		advice string
+	}{
+		{"401 Unauthorized\r\n\r\n" + `{"code":401,"message":"MARKER","key":"unauthorized"}`, tokenprovider.Refused, "unauthorized", "secret"},
+		{"403 Forbidden\r\n\r\n" + `{"code":403,"message":"MARKER","key":"missing_required_permission"}`, tokenprovider.Refused, "missing_required_permission", "permissions of the key"},
+		{"400 Bad Request\r\n\r\n" + `{"code":400,"message":"MARKER","key":"invalid_scope"}`, tokenprovider.Refused, "invalid_scope", "scopes"},
+		{"200 OK\r\n\r\n" + `{"code":400,"message":"MARKER","key":"invalid_grant_type"}`, tokenprovider.Refused, "invalid_grant_type", "rights"},
+		{"403 Forbidden\r\n\r\n" + `{"message":"MARKER"}`, tokenprovider.Transient, "", "on the way"},
+	} {
+		server := wiretest.Serve(t, "HTTP/1.1 "+test.answer)
+		_, err := wiretest.Provision(t, key(server.URL)).Token(t.Context(), client)
+		e, ok := errors.AsType[*tokenprovider.Error](err)
+		if !ok || e.Class != test.class || e.Code != test.code || !strings.Contains(e.Advice(), test.advice) {
+			t.Errorf("%s: got %v, advice %q", test.answer, err, tokenprovider.Advice(err))
+		}
+		wiretest.NoLeak(t, err, "MARKER", "s3cret")
+	}
+
+	retry := strconv.FormatInt(time.Now().Add(2*time.Minute).Unix(), 10)
+	server := wiretest.Serve(t, "HTTP/1.1 429 Too Many Requests\r\nX-Rate-Limit-Retry: "+retry+"\r\n\r\n")
+	_, err := wiretest.Provision(t, key(server.URL)).Token(t.Context(), client)
+	e, ok := errors.AsType[*tokenprovider.Error](err)
+	if !ok || e.RetryAfter < time.Minute || e.RetryAfter > 2*time.Minute {
+		t.Errorf("429: got %#v, want a wait of up to 2 minutes", err)
+	}
+}
+
 func TestRevocationRefused(t *testing.T) {
 	server := wiretest.Serve(t, "HTTP/1.1 401 Unauthorized\r\n\r\n"+`{"code":401,"message":"MARKER","key":"unauthorized"}`)
 	err := wiretest.Provision(t, key(server.URL)).Revoke(t.Context(), client, tokenprovider.NewSecret("tok-1"))
@@ -259,6 +293,12 @@ func TestAPI(t *testing.T) {
 	}
 	if paths := []string{"/v1/oauth/", "/v2/oauth/", "/management/"}; !reflect.DeepEqual(api.CredentialPaths, paths) {
 		t.Errorf("credential paths: %v", api.CredentialPaths)
+	}
+	if want := []string{"X-Rate-Limit-Retry"}; !slices.Equal(api.RetryHeaders, want) {
+		t.Errorf("retry headers: %v", api.RetryHeaders)
+	}
+	if want := []string{"X-Rate-Limit-Remaining"}; !slices.Equal(api.RemainingHeaders, want) {
+		t.Errorf("remaining headers: %v", api.RemainingHeaders)
 	}
 	mediaType, body := api.Error(503, "token_unavailable", "wait")
 	if want := `{"code":503,"key":"token_unavailable","message":"wait"}`; mediaType != "application/json" || string(body) != want {
