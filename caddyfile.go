@@ -7,14 +7,10 @@ import (
 	"slices"
 	"strings"
 
-	"go.uber.org/zap"
-
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-egress/caddy-egress/internal/option"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
@@ -23,10 +19,8 @@ import (
 // providerModule is what a module in egress.providers is made of.
 type providerModule interface {
 	caddy.Module
-	caddy.Validator
 	tokenprovider.Provider
-	caddyfile.Unmarshaler
-	option.Unmarshaler
+	option.Provider
 }
 
 // parseGlobalOption sets up the egress app from the global option. Syntax:
@@ -73,32 +67,19 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("egress: unexpected argument %q", d.Val())
 	}
-	for d.NextBlock(0) {
-		switch name := d.Val(); name {
-		case "credential":
-			if err := a.unmarshalCredential(d); err != nil {
-				return err
-			}
-		case "replay_memory":
-			if err := option.Size(d, &a.ReplayMemory); err != nil {
-				return err
-			}
-		default:
-			known, err := a.RouteOptions.UnmarshalOption(d)
-			if err != nil {
-				return err
-			}
-			if !known {
-				return d.Errf("egress: unknown option %q", name)
-			}
-		}
+	table := option.Join(a.RouteOptions.Options(), option.Table{
+		"credential":    a.unmarshalCredential,
+		"replay_memory": func(d *caddyfile.Dispenser) error { return option.Size(d, &a.ReplayMemory) },
+	})
+	lines, err := option.Block(d, table, option.Unknown("egress", table))
+	if err != nil {
+		return err
 	}
-	return nil
+	return lines.Wrap(a.RouteOptions.validate())
 }
 
 // unmarshalCredential reads `credential <name> <provider> [<api_url>] { … }`.
 func (a *App) unmarshalCredential(d *caddyfile.Dispenser) error {
-	start := option.At(d)
 	if !d.NextArg() {
 		return d.Errf("credential: needs a name and a provider (%s)", strings.Join(providerNames(), ", "))
 	}
@@ -106,36 +87,20 @@ func (a *App) unmarshalCredential(d *caddyfile.Dispenser) error {
 	if err := checkCredentialName(name); err != nil {
 		return d.WrapErr(err)
 	}
+	what := "credential " + name
 	if _, ok := a.Credentials[name]; ok {
-		return d.Errf("credential %s: is already defined", name)
+		return d.Errf("%s: is already defined", what)
 	}
 	if !d.NextArg() {
-		return d.Errf("credential %s: needs a provider (%s)", name, strings.Join(providerNames(), ", "))
+		return d.Errf("%s: needs a provider (%s)", what, strings.Join(providerNames(), ", "))
 	}
-	provider, ok := newProvider(d.Val())
-	if !ok {
-		return d.Errf("credential %s: %q is no provider; there are %s", name, d.Val(), strings.Join(providerNames(), ", "))
+	provider, err := newProvider(d.Val())
+	if err != nil {
+		return d.Errf("%s: %w", what, err)
 	}
-	providerName := d.Val()
-	if err := apiURLArg(d, provider, "credential "+name); err != nil {
+	credential, providerName := new(Credential), d.Val()
+	if _, err := option.ReadProvider(d, what, provider, credential.Options(), nil); err != nil {
 		return err
-	}
-
-	credential := new(Credential)
-	lines := make(option.Lines)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		subdirective := d.Val()
-		lines.Add(d)
-		known, err := firstOf(d, provider, credential)
-		if err != nil {
-			return err
-		}
-		if !known {
-			return d.Errf("credential %s: unknown option %q", name, subdirective)
-		}
-	}
-	if err := provider.Validate(); err != nil {
-		return lines.Of(err, start).Errf("credential %s: %w", name, err)
 	}
 	credential.ProviderRaw = caddyconfig.JSONModuleObject(provider, "name", providerName, nil)
 	if a.Credentials == nil {
@@ -143,164 +108,6 @@ func (a *App) unmarshalCredential(d *caddyfile.Dispenser) error {
 	}
 	a.Credentials[name] = credential
 	return nil
-}
-
-// parseDirective sets up a reverse_proxy with the egress transport. Syntax:
-//
-//	egress [<matcher>] <credential>|<provider> [<api_url>] {
-//	    # with a provider: its options, and those of its token requests
-//	    <provider's options...>
-//	    refresh_before <duration>
-//	    token_timeout  <duration>
-//	    token_ca       <pem_files...>
-//	    revoke_on_stop
-//
-//	    # with a credential
-//	    scopes <scopes...>
-//
-//	    replay_buffer <size>
-//	    clients       <ranges...>|any
-//	    hosts         <names...>|any
-//	    origins       <origins...>
-//	    allow         [<methods>] <paths...>
-//	    api_hosts     <host[:port]...>
-//	    allow_http
-//	    respect_rate_limit
-//
-//	    # any other is one of reverse_proxy
-//	    <reverse_proxy's subdirectives...>
-//	}
-//
-// It is a shortcut for
-//
-//	reverse_proxy <api_url> {
-//	    transport egress {
-//	        credential <credential>   # or: provider <provider> { … }
-//	        <route options...>
-//	        <options of transport http...>
-//	    }
-//	    <reverse_proxy's subdirectives...>
-//	}
-//
-// Upstreams given by `to` take the place of api_url.
-func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
-	d := h.Dispenser
-	d.Next() // the directive's name
-	start := option.At(d)
-	if !d.NextArg() {
-		return nil, d.Errf("egress: needs a credential or a provider (%s)", strings.Join(providerNames(), ", "))
-	}
-	name := d.Val()
-
-	t := new(Transport)
-	provider, inline := newProvider(name)
-	if inline {
-		if err := apiURLArg(d, provider, "egress "+name); err != nil {
-			return nil, err
-		}
-	} else {
-		var err error
-		if provider, err = namedProvider(h, name); err != nil {
-			return nil, d.WrapErr(err)
-		}
-		t.CredentialName = name
-		if d.NextArg() {
-			return nil, d.Errf("egress %s: unexpected argument %q; the api_url of a credential belongs where it is defined", name, d.Val())
-		}
-	}
-
-	owners := []option.Unmarshaler{&t.RouteOptions}
-	if inline {
-		owners = append(owners, provider, &t.Credential)
-	}
-	var rest []caddyfile.Token
-	lines := make(option.Lines)
-	upstreams, transport := false, false
-	for d.NextBlock(0) {
-		at := option.At(d)
-		lines.Add(d)
-		if !inline && d.Val() == "scopes" {
-			if err := option.Strings(d, &t.Scopes); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		known, err := firstOf(d, owners...)
-		if err != nil {
-			return nil, err
-		}
-		if known {
-			continue
-		}
-		if !inline && isOption(d, provider) {
-			return nil, d.Errf("egress %s: %s belongs where the credential is defined, in the global option", name, d.Val())
-		}
-		segment := d.NextSegment()
-		switch segment[0].Text {
-		case "to":
-			upstreams = true
-		case "transport":
-			switch {
-			case transport:
-				return nil, at.Errf("egress %s: transport is already given", name)
-			case len(segment) > 1 && segment[1].Text != "http":
-				return nil, at.Errf("egress %s: transport %s: only http can be given here, for its options", name, segment[1].Text)
-			}
-			transport = true
-		}
-		rest = append(rest, segment...)
-	}
-
-	scoped := tokenprovider.Provider(provider)
-	if inline {
-		if err := provider.Validate(); err != nil {
-			return nil, lines.Of(err, start).Errf("egress %s: %w", name, err)
-		}
-		t.ProviderRaw = caddyconfig.JSONModuleObject(provider, "name", name, nil)
-	} else if t.Scopes != nil {
-		var err error
-		if scoped, err = provider.WithScopes(t.Scopes); err != nil {
-			return nil, lines.Of(err, start).Errf("egress %s: %w", name, err)
-		}
-	}
-
-	var args []string
-	if !upstreams {
-		args = []string{scoped.API().URL}
-	}
-	return proxy(h, t, scoped.API(), delegate(start, "reverse_proxy", args, rest, d.Token()))
-}
-
-// proxy returns the reverse_proxy that d describes, with t for its transport.
-// The transport is wrapped after parsing: for an https upstream reverse_proxy
-// makes one of its own.
-func proxy(h httpcaddyfile.Helper, t *Transport, api tokenprovider.API, d *caddyfile.Dispenser) (caddyhttp.MiddlewareHandler, error) {
-	handler := new(reverseproxy.Handler)
-	if err := handler.UnmarshalCaddyfile(d); err != nil {
-		return nil, err
-	}
-	if err := handler.FinalizeUnmarshalCaddyfile(h); err != nil {
-		return nil, err
-	}
-	if handler.TransportRaw != nil {
-		if err := json.Unmarshal(handler.TransportRaw, &t.HTTPTransport); err != nil {
-			return nil, err
-		}
-	}
-	if handler.Headers != nil {
-		kept, lost := headersSetBy(handler.Headers.Request, api.CredentialHeaders)
-		t.KeepHeaders = kept
-		for _, name := range lost {
-			caddy.Log().Named("caddyfile").Warn("header_up has no effect: the header never reaches the API", zap.String("header", name))
-		}
-	}
-	handler.TransportRaw = caddyconfig.JSONModuleObject(t, "protocol", "egress", nil)
-
-	if checks := handler.HealthChecks; checks != nil && checks.Active != nil && len(handler.Upstreams) == 1 {
-		caddy.Log().Named("caddyfile").Warn("active health checks of the only upstream: while they fail, no request gets through, not even one that would succeed",
-			zap.String("upstream", handler.Upstreams[0].Dial))
-	}
-	return handler, nil
 }
 
 // UnmarshalCaddyfile sets up the transport from Caddyfile tokens. Syntax:
@@ -336,36 +143,20 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("transport egress: unexpected argument %q", d.Val())
 	}
-	var rest []caddyfile.Token
-	var scopes, tokenOption *caddyfile.Dispenser // where they stand
-	for d.NextBlock(0) {
-		at := option.At(d)
-		var err error
-		known := true
-		switch d.Val() {
-		case "credential":
-			err = option.String(d, &t.CredentialName)
-		case "scopes":
-			scopes = at
-			err = option.Strings(d, &t.Scopes)
-		case "keep_headers":
-			err = option.Strings(d, &t.KeepHeaders)
-		case "provider":
-			err = t.unmarshalProvider(d)
-		default:
-			if known, err = t.RouteOptions.UnmarshalOption(d); known {
-				break
-			}
-			if known, err = t.Credential.UnmarshalOption(d); known {
-				tokenOption = at
-			}
-		}
-		if err != nil {
-			return err
-		}
-		if !known {
-			rest = append(rest, d.NextSegment()...)
-		}
+	credentialOptions := t.Credential.Options()
+	table := option.Join(t.RouteOptions.Options(), credentialOptions, option.Table{
+		"credential":   func(d *caddyfile.Dispenser) error { return option.String(d, &t.CredentialName) },
+		"scopes":       func(d *caddyfile.Dispenser) error { return option.Strings(d, &t.Scopes) },
+		"provider":     t.unmarshalProvider,
+		"keep_headers": func(d *caddyfile.Dispenser) error { return option.Strings(d, &t.KeepHeaders) },
+	})
+	var rest subdirectives
+	lines, err := option.Block(d, table, func(d *caddyfile.Dispenser) error {
+		rest.add(d)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	switch {
 	case t.CredentialName == "" && t.ProviderRaw == nil:
@@ -373,11 +164,20 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	case t.CredentialName != "" && t.ProviderRaw != nil:
 		return start.Errf("transport egress: credential and provider exclude each other")
 	case t.Scopes != nil && t.ProviderRaw != nil:
-		return scopes.Errf("transport egress: scopes belong to the provider")
-	case t.CredentialName != "" && tokenOption != nil:
-		return tokenOption.Errf("transport egress: %s belongs where the credential is defined, in the global option", tokenOption.Val())
+		return lines.At("scopes").Errf("transport egress: scopes belong to the provider")
 	}
-	return t.HTTPTransport.UnmarshalCaddyfile(delegate(start, "http", nil, rest, d.Token()))
+	for _, name := range slices.Sorted(maps.Keys(credentialOptions)) {
+		if lines.Has(name) && t.CredentialName != "" {
+			return lines.At(name).Errf("transport egress: %s belongs where the credential is defined, in the global option", name)
+		}
+	}
+	if err := t.RouteOptions.validate(); err != nil {
+		return lines.Wrap(err)
+	}
+	if err := t.HTTPTransport.UnmarshalCaddyfile(rest.delegate(start, "http", nil, d.Token())); err != nil {
+		return rest.suggest(err, table)
+	}
+	return nil
 }
 
 // unmarshalProvider reads `provider <provider> [<api_url>] { … }`.
@@ -389,176 +189,46 @@ func (t *Transport) unmarshalProvider(d *caddyfile.Dispenser) error {
 		return d.Errf("provider: needs a name (%s)", strings.Join(providerNames(), ", "))
 	}
 	name := d.Val()
-	provider, ok := newProvider(name)
-	if !ok {
-		return d.Errf("provider: %q is none of %s", name, strings.Join(providerNames(), ", "))
+	provider, err := newProvider(name)
+	if err != nil {
+		return d.Errf("provider: %w", err)
 	}
-	if err := provider.UnmarshalCaddyfile(d.NewFromNextSegment()); err != nil {
+	if _, err := option.ReadProvider(d, "provider "+name, provider, nil, nil); err != nil {
 		return err
 	}
 	t.ProviderRaw = caddyconfig.JSONModuleObject(provider, "name", name, nil)
 	return nil
 }
 
-// UnmarshalOption reads the current subdirective if it is a route option.
-func (o *RouteOptions) UnmarshalOption(d *caddyfile.Dispenser) (known bool, err error) {
-	name := d.Val()
-	switch name {
-	case "replay_buffer":
-		err = option.Size(d, &o.ReplayBuffer)
-	case "clients":
-		err = option.Strings(d, &o.Clients)
-		o.Clients = expandPrivateRanges(o.Clients)
-	case "hosts":
-		err = option.Strings(d, &o.Hosts)
-	case "origins":
-		err = option.Strings(d, &o.Origins)
-	case "allow":
-		err = o.unmarshalAllow(d)
-	case "api_hosts":
-		err = option.Strings(d, &o.APIHosts)
-	case "allow_http":
-		err = option.Flag(d, &o.AllowHTTP)
-	case "respect_rate_limit":
-		err = option.Flag(d, &o.RespectRateLimit)
-	default:
-		return false, nil
+// Options returns the options of token requests in a Caddyfile.
+func (c *Credential) Options() option.Table {
+	return option.Table{
+		"refresh_before": func(d *caddyfile.Dispenser) error { return option.Duration(d, &c.RefreshBefore) },
+		"token_timeout":  func(d *caddyfile.Dispenser) error { return option.Duration(d, &c.TokenTimeout) },
+		"token_ca":       func(d *caddyfile.Dispenser) error { return option.Strings(d, &c.TokenCA) },
+		"revoke_on_stop": func(d *caddyfile.Dispenser) error { return option.Flag(d, &c.RevokeOnStop) },
 	}
-	if err != nil {
-		return true, err
-	}
-	if err := o.validate(); err != nil {
-		return true, d.WrapErr(err)
-	}
-	return true, nil
 }
 
-// unmarshalAllow reads `allow [<methods>] <paths...>`.
-func (o *RouteOptions) unmarshalAllow(d *caddyfile.Dispenser) error {
-	args := d.RemainingArgs()
-	var operation Operation
-	if len(args) > 0 && !strings.ContainsAny(args[0], "/*") {
-		operation.Methods = strings.Split(args[0], ",")
-		args = args[1:]
-	}
-	operation.Paths = args
-	if err := operation.validate(); err != nil {
-		return d.WrapErr(err)
-	}
-	o.Allow = append(o.Allow, operation)
-	return option.End(d, "allow")
+// subdirectives are tokens of a block that somebody else is to read.
+type subdirectives struct {
+	tokens []caddyfile.Token
+	names  []*caddyfile.Dispenser
 }
 
-// expandPrivateRanges replaces `private_ranges` by what it stands for.
-func expandPrivateRanges(ranges []string) []string {
-	i := slices.Index(ranges, "private_ranges")
-	if i < 0 {
-		return ranges
-	}
-	return slices.Concat(ranges[:i], caddyhttp.PrivateRangesCIDR(), ranges[i+1:])
+// add notes the current subdirective, and returns its tokens.
+func (s *subdirectives) add(d *caddyfile.Dispenser) []caddyfile.Token {
+	s.names = append(s.names, option.At(d))
+	segment := d.NextSegment()
+	s.tokens = append(s.tokens, segment...)
+	return segment
 }
 
-// UnmarshalOption reads the current subdirective if it is an option of token requests.
-func (c *Credential) UnmarshalOption(d *caddyfile.Dispenser) (bool, error) {
-	switch d.Val() {
-	case "refresh_before":
-		return true, option.Duration(d, &c.RefreshBefore)
-	case "token_timeout":
-		return true, option.Duration(d, &c.TokenTimeout)
-	case "token_ca":
-		return true, option.Strings(d, &c.TokenCA)
-	case "revoke_on_stop":
-		return true, option.Flag(d, &c.RevokeOnStop)
-	}
-	return false, nil
-}
-
-// newProvider returns a provider without configuration, by its name.
-func newProvider(name string) (providerModule, bool) {
-	info, err := caddy.GetModule("egress.providers." + name)
-	if err != nil {
-		return nil, false
-	}
-	provider, ok := info.New().(providerModule)
-	return provider, ok
-}
-
-// namedProvider returns the provider of a credential in the global option.
-func namedProvider(h httpcaddyfile.Helper, name string) (providerModule, error) {
-	app := new(App)
-	if configured, ok := h.Option("egress").(httpcaddyfile.App); ok {
-		if err := json.Unmarshal(configured.Value, app); err != nil {
-			return nil, err
-		}
-	}
-	credential, ok := app.Credentials[name]
-	if !ok {
-		return nil, unknownCredential(name, app.Credentials)
-	}
-	var module struct {
-		Name string `json:"name"`
-	}
-	if err := json.Unmarshal(credential.ProviderRaw, &module); err != nil {
-		return nil, err
-	}
-	provider, ok := newProvider(module.Name)
-	if !ok {
-		return nil, fmt.Errorf("credential %s: %q is no provider", name, module.Name)
-	}
-	return provider, json.Unmarshal(credential.ProviderRaw, provider)
-}
-
-// unknownCredential lists what there is instead of the credential name.
-func unknownCredential(name string, credentials map[string]*Credential) error {
-	if len(credentials) == 0 {
-		return fmt.Errorf("%q is neither a provider (%s) nor a credential; the global option egress defines none",
-			name, strings.Join(providerNames(), ", "))
-	}
-	return fmt.Errorf("%q is neither a provider (%s) nor a credential; there are %s",
-		name, strings.Join(providerNames(), ", "), strings.Join(slices.Sorted(maps.Keys(credentials)), ", "))
-}
-
-// isOption reports whether the current subdirective is an option of such a
-// provider, or one of token requests.
-func isOption(d *caddyfile.Dispenser, provider providerModule) bool {
-	another := provider.CaddyModule().New().(option.Unmarshaler)
-	known, _ := firstOf(option.At(d), another, new(Credential))
-	return known
-}
-
-// apiURLArg reads an optional last argument as the provider's api_url. Errors
-// are about what.
-func apiURLArg(d *caddyfile.Dispenser, provider option.Unmarshaler, what string) error {
-	if !d.NextArg() {
-		return nil
-	}
-	if err := option.Set(d, provider, "api_url"); err != nil {
-		return err
-	}
-	if err := option.Origin("api_url", d.Val()); err != nil {
-		return d.Errf("%s: %w", what, err)
-	}
-	if d.NextArg() {
-		return d.Errf("%s: unexpected argument %q", what, d.Val())
-	}
-	return nil
-}
-
-// firstOf lets the first of owners that knows the current subdirective read it.
-func firstOf(d *caddyfile.Dispenser, owners ...option.Unmarshaler) (bool, error) {
-	for _, owner := range owners {
-		if known, err := owner.UnmarshalOption(d); known || err != nil {
-			return true, err
-		}
-	}
-	return false, nil
-}
-
-// delegate returns the tokens of `<name> <args...> { <rest...> }`, on the line
-// of start. Those of rest keep their lines, for errors; end is the brace that
-// closes their block.
-func delegate(start *caddyfile.Dispenser, name string, args []string, rest []caddyfile.Token, end caddyfile.Token) *caddyfile.Dispenser {
-	// made afresh: a copy of a quoted token would be no brace
+// delegate returns the tokens of `<name> <args...> { <subdirectives...> }`, on
+// the line of start. The subdirectives keep their lines, for errors; end is the
+// brace that closes their block.
+func (s *subdirectives) delegate(start *caddyfile.Dispenser, name string, args []string, end caddyfile.Token) *caddyfile.Dispenser {
+	// made afresh: a copy of a quoted token would not be a brace
 	token := func(text string) caddyfile.Token {
 		return caddyfile.Token{File: start.File(), Line: start.Line(), Text: text}
 	}
@@ -566,18 +236,71 @@ func delegate(start *caddyfile.Dispenser, name string, args []string, rest []cad
 	for _, arg := range args {
 		tokens = append(tokens, token(arg))
 	}
-	if len(rest) > 0 {
+	if len(s.tokens) > 0 {
 		tokens = append(tokens, token("{"))
-		tokens = append(tokens, rest...)
+		tokens = append(tokens, s.tokens...)
 		tokens = append(tokens, end)
 	}
 	return caddyfile.NewDispenser(tokens)
+}
+
+// suggest adds to an error about an unknown subdirective the option of table
+// that looks most like it.
+func (s *subdirectives) suggest(err error, table option.Table) error {
+	for _, at := range s.names {
+		unknown := "unrecognized subdirective " + at.Val() // as Caddy says it
+		if err.Error() == at.Err(unknown).Error() {
+			return at.Err(unknown + option.DidYouMean(at.Val(), maps.Keys(table)))
+		}
+	}
+	return err
+}
+
+const providerNamespace = "egress.providers"
+
+// providerNames returns the providers that are built in.
+func providerNames() []string {
+	var names []string
+	for _, info := range caddy.GetModules(providerNamespace) {
+		names = append(names, info.ID.Name())
+	}
+	return names
+}
+
+// isProvider reports whether a provider of that name is built in.
+func isProvider(name string) bool {
+	_, err := caddy.GetModule(providerNamespace + "." + name)
+	return err == nil
+}
+
+// newProvider returns a provider without configuration, by its name.
+func newProvider(name string) (providerModule, error) {
+	if info, err := caddy.GetModule(providerNamespace + "." + name); err == nil {
+		if provider, ok := info.New().(providerModule); ok {
+			return provider, nil
+		}
+	}
+	if isProvider(name) {
+		return nil, fmt.Errorf("provider %s has no options for a Caddyfile", name)
+	}
+	names := providerNames()
+	return nil, fmt.Errorf("%q is not a provider; there are %s%s", name, strings.Join(names, ", "), option.DidYouMean(name, slices.Values(names)))
+}
+
+// unknownCredential lists what there is instead of the credential name.
+func unknownCredential[C any](name string, credentials map[string]C) error {
+	providers := providerNames()
+	known := "the global option egress defines none"
+	if len(credentials) > 0 {
+		known = "there are " + strings.Join(slices.Sorted(maps.Keys(credentials)), ", ")
+	}
+	names := slices.AppendSeq(slices.Clone(providers), maps.Keys(credentials))
+	return fmt.Errorf("%q is neither a provider (%s) nor a credential; %s%s",
+		name, strings.Join(providers, ", "), known, option.DidYouMean(name, slices.Values(names)))
 }
 
 // Interface guards
 var (
 	_ caddyfile.Unmarshaler = (*App)(nil)
 	_ caddyfile.Unmarshaler = (*Transport)(nil)
-	_ option.Unmarshaler    = (*RouteOptions)(nil)
-	_ option.Unmarshaler    = (*Credential)(nil)
 )

@@ -80,7 +80,7 @@ func checkCredentialName(name string) error {
 	if !credentialName.MatchString(name) {
 		return fmt.Errorf("credential %q: a name has up to %d letters, digits, dots, underscores and hyphens", name, maxCredentialName)
 	}
-	if _, err := caddy.GetModule(providerNamespace + "." + name); err == nil {
+	if isProvider(name) {
 		return fmt.Errorf("credential %s: is the name of a provider; choose another", name)
 	}
 	return nil

@@ -16,7 +16,6 @@ import (
 	"maps"
 	"reflect"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -275,18 +274,6 @@ func (a *App) waitUntilStarted(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for the egress app to start: %w", context.Cause(ctx))
 	}
-}
-
-// providerNamespace is that of the modules that are providers.
-const providerNamespace = "egress.providers"
-
-// providerNames returns the providers that are built in.
-func providerNames() []string {
-	var names []string
-	for _, info := range caddy.GetModules(providerNamespace) {
-		names = append(names, strings.TrimPrefix(string(info.ID), providerNamespace+"."))
-	}
-	return names
 }
 
 // warnOfSecretsInConfig warns where a secret is written in the config itself,

@@ -1,8 +1,6 @@
 package egress
 
 import (
-	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
@@ -10,7 +8,10 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-egress/caddy-egress/internal/option"
 )
 
 // RouteOptions say who may use a route, and for what. In the egress app they
@@ -115,23 +116,64 @@ func (o RouteOptions) replayBuffer() int64 {
 	return *o.ReplayBuffer
 }
 
+// Options returns the route options in a Caddyfile. What they hold is checked
+// by validate, when all are read.
+func (o *RouteOptions) Options() option.Table {
+	return option.Table{
+		"replay_buffer":      func(d *caddyfile.Dispenser) error { return option.Size(d, &o.ReplayBuffer) },
+		"clients":            o.unmarshalClients,
+		"hosts":              func(d *caddyfile.Dispenser) error { return option.Strings(d, &o.Hosts) },
+		"origins":            func(d *caddyfile.Dispenser) error { return option.Strings(d, &o.Origins) },
+		"allow":              o.unmarshalAllow,
+		"api_hosts":          func(d *caddyfile.Dispenser) error { return option.Strings(d, &o.APIHosts) },
+		"allow_http":         func(d *caddyfile.Dispenser) error { return option.Flag(d, &o.AllowHTTP) },
+		"respect_rate_limit": func(d *caddyfile.Dispenser) error { return option.Flag(d, &o.RespectRateLimit) },
+	}
+}
+
+// unmarshalClients reads `clients <ranges...>`, in which `private_ranges` stands
+// for what Caddy means by it.
+func (o *RouteOptions) unmarshalClients(d *caddyfile.Dispenser) error {
+	err := option.Strings(d, &o.Clients)
+	if i := slices.Index(o.Clients, "private_ranges"); i >= 0 {
+		o.Clients = slices.Concat(o.Clients[:i], caddyhttp.PrivateRangesCIDR(), o.Clients[i+1:])
+	}
+	return err
+}
+
+// unmarshalAllow reads `allow [<methods>] <paths...>`.
+func (o *RouteOptions) unmarshalAllow(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	var operation Operation
+	if len(args) > 0 && !strings.ContainsAny(args[0], "/*") {
+		operation.Methods = strings.Split(args[0], ",")
+		args = args[1:]
+	}
+	operation.Paths = args
+	if err := operation.validate(); err != nil {
+		return d.WrapErr(err)
+	}
+	o.Allow = append(o.Allow, operation)
+	return option.End(d, "allow")
+}
+
 // validate returns an error that names the first option that is wrong.
 func (o RouteOptions) validate() error {
 	if o.replayBuffer() < 0 {
-		return errors.New("replay_buffer: is below zero")
+		return option.Errorf("replay_buffer", "is below zero")
 	}
 	if _, err := parseClients(o.Clients); err != nil {
 		return err
 	}
 	for _, host := range o.Hosts {
 		if host == "" || strings.ContainsAny(host, "/*{}") || strings.Contains(host, ":") && net.ParseIP(host) == nil {
-			return fmt.Errorf("hosts: %q is no host name; give names without port, or any", host)
+			return option.Errorf("hosts", "%q is not a host name; give names without port, or any", host)
 		}
 	}
 	for _, origin := range o.Origins {
 		u, err := url.Parse(origin)
 		if err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil || strings.Contains(u.Host, "*") {
-			return fmt.Errorf("origins: %q is no origin such as https://app.example.com", origin)
+			return option.Errorf("origins", "%q is not an origin such as https://app.example.com", origin)
 		}
 	}
 	for _, operation := range o.Allow {
@@ -144,7 +186,7 @@ func (o RouteOptions) validate() error {
 			continue
 		}
 		if host == "" || strings.Contains(host, "://") || strings.ContainsAny(host, "/*{}") {
-			return fmt.Errorf("api_hosts: %q is no host[:port]", host)
+			return option.Errorf("api_hosts", "%q is not a host[:port]", host)
 		}
 	}
 	return nil
@@ -153,18 +195,18 @@ func (o RouteOptions) validate() error {
 func (o Operation) validate() error {
 	for _, method := range o.Methods {
 		if method == "" || strings.ToUpper(method) != method || strings.ContainsAny(method, " ,/") {
-			return fmt.Errorf("allow: %q is no method; several are given as GET,HEAD", method)
+			return option.Errorf("allow", "%q is not a method; several are given as GET,HEAD", method)
 		}
 	}
 	if len(o.Paths) == 0 {
-		return errors.New("allow: needs at least one path")
+		return option.Errorf("allow", "needs at least one path")
 	}
 	for _, path := range o.Paths {
 		if !strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "*") {
-			return fmt.Errorf("allow: path %q does not begin with a slash", path)
+			return option.Errorf("allow", "path %q does not begin with a slash", path)
 		}
 		if strings.Contains(path, "%") { // what is matched is decoded
-			return fmt.Errorf("allow: path %q holds an escape; give it as it is decoded", path)
+			return option.Errorf("allow", "path %q holds an escape; give it as it is decoded", path)
 		}
 	}
 	return nil
@@ -193,7 +235,7 @@ func parseClients(values []string) (clients, error) {
 		}
 		prefix, err := caddyhttp.CIDRExpressionToPrefix(value)
 		if err != nil || strings.Contains(value, "%") { // a range has no zone
-			return c, fmt.Errorf("clients: %q is no address or range such as 10.0.0.0/8, any or unix", value)
+			return c, option.Errorf("clients", "%q is not an address or range such as 10.0.0.0/8, any or unix", value)
 		}
 		if addr := prefix.Addr(); addr.Is4In6() && prefix.Bits() >= 96 {
 			prefix = netip.PrefixFrom(addr.Unmap(), prefix.Bits()-96)

@@ -5,20 +5,23 @@ import (
 	"slices"
 )
 
-// CheckScopes returns an error that names the first scope which RFC 6749 §3.3
+// CheckScopes returns an *OptionError that names the first scope which RFC 6749 §3.3
 // does not allow: a scope is visible ASCII without spaces, quotes and backslashes.
 func CheckScopes(scopes []string) error {
+	wrong := func(format string, args ...any) error {
+		return &OptionError{Option: "scopes", Err: fmt.Errorf(format, args...)}
+	}
 	for i, scope := range scopes {
 		if scope == "" {
-			return fmt.Errorf("scopes: a scope is empty")
+			return wrong("a scope is empty")
 		}
 		for _, c := range []byte(scope) {
 			if c <= ' ' || c > '~' || c == '"' || c == '\\' {
-				return fmt.Errorf("scopes: %q holds a character that a scope cannot have (RFC 6749 §3.3); separate scopes by spaces", scope)
+				return wrong("%q holds a character that a scope cannot have (RFC 6749 §3.3); separate scopes by spaces", scope)
 			}
 		}
 		if slices.Contains(scopes[:i], scope) {
-			return fmt.Errorf("scopes: %q is given twice", scope)
+			return wrong("%q is given twice", scope)
 		}
 	}
 	return nil

@@ -85,7 +85,7 @@ func Duration(d *caddyfile.Dispenser, v *caddy.Duration) error {
 	}
 	duration, err := caddy.ParseDuration(d.Val())
 	if err != nil {
-		return d.Errf("%s: %q is no duration such as 10s", name, d.Val())
+		return d.Errf("%s: %q is not a duration such as 10s", name, d.Val())
 	}
 	if duration <= 0 {
 		return d.Errf("%s: must be above zero", name)
@@ -106,7 +106,7 @@ func Size(d *caddyfile.Dispenser, v **int64) error {
 	}
 	size, err := humanize.ParseBytes(d.Val())
 	if err != nil || size > 1<<40 {
-		return d.Errf("%s: %q is no size such as 1MiB", name, d.Val())
+		return d.Errf("%s: %q is not a size such as 1MiB", name, d.Val())
 	}
 	bytes := int64(size)
 	*v = &bytes
@@ -164,7 +164,7 @@ func ResolveHeader(name, value string) (string, error) {
 // Header returns an error unless a header can carry value; it does not quote it.
 func Header(name, value string) error {
 	if !httpguts.ValidHeaderFieldValue(value) {
-		return fmt.Errorf("%s: the value holds characters that a header cannot carry", name)
+		return Errorf(name, "the value holds characters that a header cannot carry")
 	}
 	return nil
 }
@@ -193,7 +193,7 @@ func Origin(name, value string) error {
 		return err
 	}
 	if u.Path != "" || u.RawQuery != "" || u.ForceQuery {
-		return fmt.Errorf("%s: %q has a path or query; give scheme://host[:port] only", name, value)
+		return Errorf(name, "%q has a path or query; give scheme://host[:port] only", value)
 	}
 	return nil
 }
@@ -207,18 +207,18 @@ func Endpoint(name, value string) error {
 
 func parseURL(name, value string) (*url.URL, error) {
 	if strings.ContainsAny(value, "{}") {
-		return nil, fmt.Errorf("%s: cannot hold placeholders", name)
+		return nil, Errorf(name, "cannot hold placeholders")
 	}
 	u, err := url.Parse(value)
 	switch {
 	case err != nil, u.Host == "", u.Hostname() == "":
-		return nil, fmt.Errorf("%s: not an absolute URL such as https://api.example.com", name)
+		return nil, Errorf(name, "not an absolute URL such as https://api.example.com")
 	case u.Scheme != "https" && u.Scheme != "http":
-		return nil, fmt.Errorf("%s: the scheme of %q is neither https nor http", name, u.Redacted())
+		return nil, Errorf(name, "the scheme of %q is neither https nor http", u.Redacted())
 	case u.User != nil:
-		return nil, fmt.Errorf("%s: cannot hold a user name or password", name)
+		return nil, Errorf(name, "cannot hold a user name or password")
 	case u.Fragment != "", strings.HasSuffix(value, "#"):
-		return nil, fmt.Errorf("%s: cannot have a fragment", name)
+		return nil, Errorf(name, "cannot have a fragment")
 	}
 	return u, nil
 }

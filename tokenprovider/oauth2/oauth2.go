@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"net/http"
 	"net/url"
@@ -140,8 +139,9 @@ func (p *Provider) Validate() error {
 		return errors.New("client_id is required")
 	case p.ClientSecret == "":
 		return errors.New("client_secret is required")
-	case authMethods[p.authMethod()] == nil:
-		return fmt.Errorf("auth_method: %q is none of %s", p.AuthMethod, strings.Join(slices.Sorted(maps.Keys(authMethods)), ", "))
+	}
+	if err := option.OneOf("auth_method", p.authMethod(), slices.Sorted(maps.Keys(authMethods))...); err != nil {
+		return err
 	}
 	if err := option.Origin("api_url", p.APIURL); err != nil {
 		return err
@@ -157,15 +157,15 @@ func (p *Provider) Validate() error {
 	for _, resource := range p.Resource {
 		// RFC 8707 §2: an absolute URI without a fragment
 		if u, err := url.Parse(resource); err != nil || !u.IsAbs() || u.Fragment != "" {
-			return fmt.Errorf("resource: %q is no absolute URI without fragment (RFC 8707)", resource)
+			return option.Errorf("resource", "%q is not an absolute URI without fragment (RFC 8707)", resource)
 		}
 	}
 	for name := range p.Params {
 		if name == "" {
-			return errors.New("param: the name is empty")
+			return option.Errorf("param", "the name is empty")
 		}
 		if slices.Contains(ownParams, name) {
-			return fmt.Errorf("param %s: has an option of its own", name)
+			return wrong("param", name, "has an option of its own")
 		}
 	}
 	names := make(map[string]bool, len(p.Headers))
@@ -173,15 +173,20 @@ func (p *Provider) Validate() error {
 		canonical := http.CanonicalHeaderKey(name)
 		switch {
 		case !httpguts.ValidHeaderFieldName(name):
-			return fmt.Errorf("header %q: is no header name", name)
+			return wrong("header", name, "is not a header name")
 		case slices.Contains(ownHeaders, canonical):
-			return fmt.Errorf("header %s: cannot be set", name)
+			return wrong("header", name, "cannot be set")
 		case names[canonical]:
-			return fmt.Errorf("header %s: is given twice", canonical)
+			return wrong("header", canonical, "is given twice")
 		}
 		names[canonical] = true
 	}
 	return nil
+}
+
+// wrong returns an error about a parameter or header.
+func wrong(option, name, what string) error {
+	return &tokenprovider.OptionError{Option: option, Arg: name, Err: errors.New(what)}
 }
 
 // API implements tokenprovider.Provider.
@@ -350,7 +355,7 @@ func errorBody(status int, key, message string) (string, []byte) {
 	return "application/problem+json", body
 }
 
-// UnmarshalCaddyfile sets up the provider from Caddyfile tokens. Syntax:
+// Options returns the options of the provider in a Caddyfile. Syntax:
 //
 //	oauth2 <api_url> {
 //	    token_url         <url>
@@ -365,39 +370,21 @@ func errorBody(status int, key, message string) (string, []byte) {
 //	    revocation_url    <url>
 //	    introspection_url <url>
 //	}
-func (p *Provider) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	return option.Block(d, p)
-}
-
-// UnmarshalOption reads the current subdirective if it is one of the provider's.
-func (p *Provider) UnmarshalOption(d *caddyfile.Dispenser) (bool, error) {
-	switch d.Val() {
-	case "api_url":
-		return true, option.String(d, &p.APIURL)
-	case "token_url":
-		return true, option.String(d, &p.TokenURL)
-	case "client_id":
-		return true, option.String(d, &p.ClientID)
-	case "client_secret":
-		return true, option.String(d, &p.ClientSecret)
-	case "auth_method":
-		return true, option.String(d, &p.AuthMethod)
-	case "scopes":
-		return true, option.Strings(d, &p.Scopes)
-	case "audience":
-		return true, option.Strings(d, &p.Audience)
-	case "resource":
-		return true, option.Strings(d, &p.Resource)
-	case "param":
-		return true, option.Pair(d, &p.Params)
-	case "header":
-		return true, option.Pair(d, &p.Headers)
-	case "revocation_url":
-		return true, option.String(d, &p.RevocationURL)
-	case "introspection_url":
-		return true, option.String(d, &p.IntrospectionURL)
+func (p *Provider) Options() option.Table {
+	return option.Table{
+		"api_url":           func(d *caddyfile.Dispenser) error { return option.String(d, &p.APIURL) },
+		"token_url":         func(d *caddyfile.Dispenser) error { return option.String(d, &p.TokenURL) },
+		"client_id":         func(d *caddyfile.Dispenser) error { return option.String(d, &p.ClientID) },
+		"client_secret":     func(d *caddyfile.Dispenser) error { return option.String(d, &p.ClientSecret) },
+		"auth_method":       func(d *caddyfile.Dispenser) error { return option.String(d, &p.AuthMethod) },
+		"scopes":            func(d *caddyfile.Dispenser) error { return option.Strings(d, &p.Scopes) },
+		"audience":          func(d *caddyfile.Dispenser) error { return option.Strings(d, &p.Audience) },
+		"resource":          func(d *caddyfile.Dispenser) error { return option.Strings(d, &p.Resource) },
+		"param":             func(d *caddyfile.Dispenser) error { return option.Pair(d, &p.Params) },
+		"header":            func(d *caddyfile.Dispenser) error { return option.Pair(d, &p.Headers) },
+		"revocation_url":    func(d *caddyfile.Dispenser) error { return option.String(d, &p.RevocationURL) },
+		"introspection_url": func(d *caddyfile.Dispenser) error { return option.String(d, &p.IntrospectionURL) },
 	}
-	return false, nil
 }
 
 // Interface guards
@@ -407,6 +394,5 @@ var (
 	_ tokenprovider.Introspector = (*Provider)(nil)
 	_ caddy.Provisioner          = (*Provider)(nil)
 	_ caddy.Validator            = (*Provider)(nil)
-	_ caddyfile.Unmarshaler      = (*Provider)(nil)
-	_ option.Unmarshaler         = (*Provider)(nil)
+	_ option.Provider            = (*Provider)(nil)
 )

@@ -10,6 +10,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-egress/caddy-egress/internal/option"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 	"github.com/caddy-egress/caddy-egress/tokenprovider/internal/wiretest"
 )
@@ -279,7 +280,7 @@ func TestValidate(t *testing.T) {
 		{func(p *Provider) { p.Params = map[string]string{"client_secret": "a"} }, "param client_secret"},
 		{func(p *Provider) { p.Params = map[string]string{"": "a"} }, "param"},
 		{func(p *Provider) { p.Params = map[string]string{"x": "{env.TEST_UNSET}"} }, "param x: {env.TEST_UNSET}"},
-		{func(p *Provider) { p.Headers = map[string]string{"a b": "c"} }, `header "a b"`},
+		{func(p *Provider) { p.Headers = map[string]string{"a b": "c"} }, "header a b"},
 		{func(p *Provider) { p.Headers = map[string]string{"authorization": "c"} }, "header authorization"},
 		{func(p *Provider) { p.Headers = map[string]string{"x-key": "a", "X-Key": "b"} }, "header X-Key"},
 		{func(p *Provider) { p.Headers = map[string]string{"X-Key": "{env.TEST_UNSET}"} }, "header X-Key: {env.TEST_UNSET}"},
@@ -298,9 +299,17 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+// unmarshal reads a provider as a Caddyfile has it.
+func unmarshal(p *Provider, input string) error {
+	d := caddyfile.NewTestDispenser(input)
+	d.Next()
+	_, err := option.ReadProvider(d, "provider "+d.Val(), p, nil, nil)
+	return err
+}
+
 func TestUnmarshalCaddyfile(t *testing.T) {
 	var p Provider
-	err := p.UnmarshalCaddyfile(caddyfile.NewTestDispenser(`oauth2 https://api.example {
+	err := unmarshal(&p, `oauth2 https://api.example {
 		token_url         https://auth.example/token
 		client_id         id
 		client_secret     {env.SECRET}
@@ -313,7 +322,7 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 		header            X-L m
 		revocation_url    https://auth.example/revoke
 		introspection_url https://auth.example/introspect
-	}`))
+	}`)
 	want := Provider{
 		APIURL:           "https://api.example",
 		TokenURL:         "https://auth.example/token",
@@ -357,7 +366,7 @@ func TestUnmarshalCaddyfileErrors(t *testing.T) {
 		"oauth2 https://x {\n token_url https://y\n client_id a\n client_secret b\n header x-a c\n header X-A d\n}": "header X-A: ",
 		"oauth2 {\n params a b\n}": `unknown option "params"`,
 	} {
-		err := new(Provider).UnmarshalCaddyfile(caddyfile.NewTestDispenser(input))
+		err := unmarshal(new(Provider), input)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s\ngot %v, want %s", input, err, want)
 		}

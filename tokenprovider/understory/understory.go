@@ -204,7 +204,7 @@ func errorBody(_ int, key, message string) (string, []byte) {
 	return "application/json", body
 }
 
-// UnmarshalCaddyfile sets up the provider from Caddyfile tokens. Syntax:
+// Options returns the options of the provider in a Caddyfile. Syntax:
 //
 //	understory [<api_url>] {
 //	    client_id     <id>
@@ -214,29 +214,16 @@ func errorBody(_ int, key, message string) (string, []byte) {
 //	    token_url     <url>
 //	    user_agent    <product>
 //	}
-func (p *Provider) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	return option.Block(d, p)
-}
-
-// UnmarshalOption reads the current subdirective if it is one of the provider's.
-func (p *Provider) UnmarshalOption(d *caddyfile.Dispenser) (bool, error) {
-	switch d.Val() {
-	case "api_url":
-		return true, option.String(d, &p.APIURL)
-	case "client_id":
-		return true, option.String(d, &p.ClientID)
-	case "client_secret":
-		return true, option.String(d, &p.ClientSecret)
-	case "scopes":
-		return true, option.Strings(d, &p.Scopes)
-	case "audience":
-		return true, option.String(d, &p.Audience)
-	case "token_url":
-		return true, option.String(d, &p.TokenURL)
-	case "user_agent":
-		return true, option.String(d, &p.UserAgent)
+func (p *Provider) Options() option.Table {
+	return option.Table{
+		"api_url":       func(d *caddyfile.Dispenser) error { return option.String(d, &p.APIURL) },
+		"client_id":     func(d *caddyfile.Dispenser) error { return option.String(d, &p.ClientID) },
+		"client_secret": func(d *caddyfile.Dispenser) error { return option.String(d, &p.ClientSecret) },
+		"scopes":        func(d *caddyfile.Dispenser) error { return option.Strings(d, &p.Scopes) },
+		"audience":      func(d *caddyfile.Dispenser) error { return option.String(d, &p.Audience) },
+		"token_url":     func(d *caddyfile.Dispenser) error { return option.String(d, &p.TokenURL) },
+		"user_agent":    func(d *caddyfile.Dispenser) error { return option.String(d, &p.UserAgent) },
 	}
-	return false, nil
 }
 
 // Interface guards
@@ -244,6 +231,5 @@ var (
 	_ tokenprovider.Provider = (*Provider)(nil)
 	_ caddy.Provisioner      = (*Provider)(nil)
 	_ caddy.Validator        = (*Provider)(nil)
-	_ caddyfile.Unmarshaler  = (*Provider)(nil)
-	_ option.Unmarshaler     = (*Provider)(nil)
+	_ option.Provider        = (*Provider)(nil)
 )

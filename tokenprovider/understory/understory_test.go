@@ -11,6 +11,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-egress/caddy-egress/internal/option"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 	"github.com/caddy-egress/caddy-egress/tokenprovider/internal/wiretest"
 )
@@ -226,16 +227,24 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+// unmarshal reads a provider as a Caddyfile has it.
+func unmarshal(p *Provider, input string) error {
+	d := caddyfile.NewTestDispenser(input)
+	d.Next()
+	_, err := option.ReadProvider(d, "provider "+d.Val(), p, nil, nil)
+	return err
+}
+
 func TestUnmarshalCaddyfile(t *testing.T) {
 	var p Provider
-	err := p.UnmarshalCaddyfile(caddyfile.NewTestDispenser(`understory https://api.example {
+	err := unmarshal(&p, `understory https://api.example {
 		client_id     id
 		client_secret {env.SECRET}
 		scopes        openid marketing.read
 		audience      https://audience.example
 		token_url     https://auth.example/token
 		user_agent    My/App
-	}`))
+	}`)
 	want := Provider{
 		APIURL:       "https://api.example",
 		ClientID:     "id",
@@ -273,7 +282,7 @@ func TestUnmarshalCaddyfileErrors(t *testing.T) {
 		"understory {\n scopes a \"\"\n}":                        "scopes: a value is empty",
 		"understory {\n token_url a\n user_agent b\n scope x\n}": "Testfile:4",
 	} {
-		err := new(Provider).UnmarshalCaddyfile(caddyfile.NewTestDispenser(input))
+		err := unmarshal(new(Provider), input)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s\ngot %v, want %s", input, err, want)
 		}

@@ -157,25 +157,26 @@ func (p *Provider) Validate() error {
 	}
 	for _, scope := range p.Scopes {
 		if strings.Contains(scope, ",") {
-			return fmt.Errorf("scopes: %q holds a comma; separate scopes by spaces", scope)
+			return option.Errorf("scopes", "%q holds a comma; separate scopes by spaces", scope)
 		}
 	}
 	if err := tokenprovider.CheckScopes(p.Scopes); err != nil {
 		return err
 	}
-	if _, ok := regions[cmp.Or(p.Region, "eu")]; !ok {
-		return fmt.Errorf("region: %q is none of eu, us, as", p.Region)
+	if err := option.OneOf("region", p.region(), "eu", "us", "as"); err != nil {
+		return err
 	}
 	if p.Region != "" && p.APIURL != "" {
-		return errors.New("region: a dedicated cluster, given by api_url, has none")
+		return option.Errorf("region", "a dedicated cluster, given by api_url, has none")
+	}
+	if err := option.OneOf("oauth", p.version(), oauthV1, oauthV2); err != nil {
+		return err
 	}
 	switch v := p.version(); {
-	case v != oauthV1 && v != oauthV2:
-		return fmt.Errorf("oauth: %q is neither v1 nor v2", p.OAuth)
 	case v == oauthV2 && p.ProjectID == "":
 		return errors.New("project_id is required with oauth v2")
 	case v == oauthV1 && p.ProjectID != "":
-		return errors.New("project_id: needs oauth v2")
+		return option.Errorf("project_id", "needs oauth v2")
 	}
 	return option.Origin("api_url", p.apiURL())
 }
@@ -299,7 +300,8 @@ func (p *Provider) request(endpoint string, form url.Values) (tokenprovider.Requ
 }
 
 func (p *Provider) version() string { return cmp.Or(p.OAuth, oauthV1) }
-func (p *Provider) apiURL() string  { return cmp.Or(p.APIURL, regions[cmp.Or(p.Region, "eu")]) }
+func (p *Provider) region() string  { return cmp.Or(p.Region, "eu") }
+func (p *Provider) apiURL() string  { return cmp.Or(p.APIURL, regions[p.region()]) }
 func (p *Provider) tokenURL() string {
 	return p.apiURL() + "/" + p.version() + "/oauth/token"
 }
@@ -331,7 +333,7 @@ func errorBody(status int, key, message string) (string, []byte) {
 	return "application/json", body
 }
 
-// UnmarshalCaddyfile sets up the provider from Caddyfile tokens. Syntax:
+// Options returns the options of the provider in a Caddyfile. Syntax:
 //
 //	voucherify [<api_url>] {
 //	    app_id     <id>
@@ -341,29 +343,16 @@ func errorBody(status int, key, message string) (string, []byte) {
 //	    oauth      v1|v2
 //	    project_id <id>
 //	}
-func (p *Provider) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	return option.Block(d, p)
-}
-
-// UnmarshalOption reads the current subdirective if it is one of the provider's.
-func (p *Provider) UnmarshalOption(d *caddyfile.Dispenser) (bool, error) {
-	switch d.Val() {
-	case "api_url":
-		return true, option.String(d, &p.APIURL)
-	case "app_id":
-		return true, option.String(d, &p.AppID)
-	case "app_token":
-		return true, option.String(d, &p.AppToken)
-	case "scopes":
-		return true, option.Strings(d, &p.Scopes)
-	case "region":
-		return true, option.String(d, &p.Region)
-	case "oauth":
-		return true, option.String(d, &p.OAuth)
-	case "project_id":
-		return true, option.String(d, &p.ProjectID)
+func (p *Provider) Options() option.Table {
+	return option.Table{
+		"api_url":    func(d *caddyfile.Dispenser) error { return option.String(d, &p.APIURL) },
+		"app_id":     func(d *caddyfile.Dispenser) error { return option.String(d, &p.AppID) },
+		"app_token":  func(d *caddyfile.Dispenser) error { return option.String(d, &p.AppToken) },
+		"scopes":     func(d *caddyfile.Dispenser) error { return option.Strings(d, &p.Scopes) },
+		"region":     func(d *caddyfile.Dispenser) error { return option.String(d, &p.Region) },
+		"oauth":      func(d *caddyfile.Dispenser) error { return option.String(d, &p.OAuth) },
+		"project_id": func(d *caddyfile.Dispenser) error { return option.String(d, &p.ProjectID) },
 	}
-	return false, nil
 }
 
 // Interface guards
@@ -373,6 +362,5 @@ var (
 	_ tokenprovider.Introspector = (*Provider)(nil)
 	_ caddy.Provisioner          = (*Provider)(nil)
 	_ caddy.Validator            = (*Provider)(nil)
-	_ caddyfile.Unmarshaler      = (*Provider)(nil)
-	_ option.Unmarshaler         = (*Provider)(nil)
+	_ option.Provider            = (*Provider)(nil)
 )

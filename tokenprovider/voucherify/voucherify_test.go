@@ -13,6 +13,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-egress/caddy-egress/internal/option"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 	"github.com/caddy-egress/caddy-egress/tokenprovider/internal/wiretest"
 )
@@ -394,6 +395,14 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+// unmarshal reads a provider as a Caddyfile has it.
+func unmarshal(p *Provider, input string) error {
+	d := caddyfile.NewTestDispenser(input)
+	d.Next()
+	_, err := option.ReadProvider(d, "provider "+d.Val(), p, nil, nil)
+	return err
+}
+
 func TestUnmarshalCaddyfile(t *testing.T) {
 	for input, want := range map[string]Provider{
 		`voucherify {
@@ -418,7 +427,7 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 		}`: {APIURL: "https://cluster.example", AppID: "id", AppToken: "{env.SECRET}", Scopes: []string{"api"}},
 	} {
 		var p Provider
-		err := p.UnmarshalCaddyfile(caddyfile.NewTestDispenser(input))
+		err := unmarshal(&p, input)
 		if err != nil || !reflect.DeepEqual(p, want) {
 			t.Errorf("got  %+v, %v\nwant %+v", p, err, want)
 		}
@@ -445,7 +454,7 @@ func TestUnmarshalCaddyfileErrors(t *testing.T) {
 		"voucherify {\n app_id a\n app_token b\n scopes c\n region xx\n}":  `region: "xx"`,
 		"voucherify {\n app_id a\n app_token b\n scopes c\n oauth v2\n}":   "project_id is required",
 	} {
-		err := new(Provider).UnmarshalCaddyfile(caddyfile.NewTestDispenser(input))
+		err := unmarshal(new(Provider), input)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s\ngot %v, want %s", input, err, want)
 		}

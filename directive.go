@@ -1,0 +1,244 @@
+package egress
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-egress/caddy-egress/internal/option"
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
+)
+
+// parseDirective sets up a reverse_proxy with the egress transport. Syntax:
+//
+//	egress [<matcher>] <credential>|<provider> [<api_url>] {
+//	    # with a provider: its options, and those of its token requests
+//	    <provider's options...>
+//	    refresh_before <duration>
+//	    token_timeout  <duration>
+//	    token_ca       <pem_files...>
+//	    revoke_on_stop
+//
+//	    # with a credential
+//	    scopes <scopes...>
+//
+//	    replay_buffer <size>
+//	    clients       <ranges...>|any
+//	    hosts         <names...>|any
+//	    origins       <origins...>
+//	    allow         [<methods>] <paths...>
+//	    api_hosts     <host[:port]...>
+//	    allow_http
+//	    respect_rate_limit
+//
+//	    # any other is one of reverse_proxy
+//	    <reverse_proxy's subdirectives...>
+//	}
+//
+// It is a shortcut for
+//
+//	reverse_proxy <api_url> {
+//	    transport egress {
+//	        credential <credential>   # or: provider <provider> { … }
+//	        <route options...>
+//	        <options of transport http...>
+//	    }
+//	    <reverse_proxy's subdirectives...>
+//	}
+//
+// Upstreams given by `to` take the place of api_url.
+func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	d := h.Dispenser
+	d.Next() // the directive's name
+	e := directive{start: option.At(d), transport: new(Transport)}
+	if !d.NextArg() {
+		return nil, d.Errf("egress: needs a credential or a provider (%s)", strings.Join(providerNames(), ", "))
+	}
+	e.what = "egress " + d.Val()
+
+	read := e.readNamed
+	if isProvider(d.Val()) {
+		read = e.readInline
+	}
+	if err := read(h); err != nil {
+		return nil, err
+	}
+	return e.handler(h)
+}
+
+// directive is an egress directive as it is read.
+type directive struct {
+	start     *caddyfile.Dispenser
+	what      string // what errors are about
+	transport *Transport
+	table     option.Table // what the directive reads itself
+	api       tokenprovider.API
+
+	rest         subdirectives
+	hasUpstreams bool
+	hasTransport bool
+}
+
+// readInline reads a directive with a provider.
+func (e *directive) readInline(h httpcaddyfile.Helper) error {
+	name, t := h.Val(), e.transport
+	provider, err := newProvider(name)
+	if err != nil {
+		return h.WrapErr(err)
+	}
+	more := option.Join(t.RouteOptions.Options(), t.Credential.Options())
+	e.table = option.Join(provider.Options(), more)
+	lines, err := option.ReadProvider(h.Dispenser, e.what, provider, more, e.readOther)
+	if err != nil {
+		return err
+	}
+	t.ProviderRaw = caddyconfig.JSONModuleObject(provider, "name", name, nil)
+	e.api = provider.API()
+	return lines.Wrap(t.RouteOptions.validate())
+}
+
+// readNamed reads a directive with the name of a credential.
+func (e *directive) readNamed(h httpcaddyfile.Helper) error {
+	name, t := h.Val(), e.transport
+	provider, err := namedProvider(h, name)
+	if err != nil {
+		return h.WrapErr(err)
+	}
+	if h.NextArg() {
+		return h.Errf("%s: unexpected argument %q; the api_url of a credential belongs where it is defined", e.what, h.Val())
+	}
+	t.CredentialName = name
+	e.table = option.Join(t.RouteOptions.Options(), option.Table{
+		"scopes": func(d *caddyfile.Dispenser) error { return option.Strings(d, &t.Scopes) },
+	})
+	elsewhere := option.Join(provider.Options(), new(Credential).Options())
+	lines, err := option.Block(h.Dispenser, e.table, func(d *caddyfile.Dispenser) error {
+		if _, ok := elsewhere[d.Val()]; ok {
+			return d.Errf("%s: %s belongs where the credential is defined, in the global option", e.what, d.Val())
+		}
+		return e.readOther(d)
+	})
+	if err != nil {
+		return err
+	}
+	if t.Scopes != nil {
+		if _, err := provider.WithScopes(t.Scopes); err != nil {
+			return lines.Wrap(fmt.Errorf("%s: %w", e.what, err))
+		}
+	}
+	e.api = provider.API()
+	return lines.Wrap(t.RouteOptions.validate())
+}
+
+// readOther notes a subdirective of reverse_proxy.
+func (e *directive) readOther(d *caddyfile.Dispenser) error {
+	at := option.At(d)
+	segment := e.rest.add(d)
+	switch at.Val() {
+	case "to":
+		e.hasUpstreams = true
+	case "transport":
+		switch {
+		case e.hasTransport:
+			return at.Errf("%s: transport is already given", e.what)
+		case len(segment) > 1 && segment[1].Text != "http":
+			return at.Errf("%s: transport %s: only http can be given here, for its options", e.what, segment[1].Text)
+		}
+		e.hasTransport = true
+	}
+	return nil
+}
+
+// handler returns the reverse_proxy that was read, with the egress transport.
+// The transport is wrapped after parsing: for an https upstream reverse_proxy
+// makes one of its own.
+func (e *directive) handler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	var args []string
+	if !e.hasUpstreams {
+		args = []string{e.api.URL}
+	}
+	handler := new(reverseproxy.Handler)
+	if err := handler.UnmarshalCaddyfile(e.rest.delegate(e.start, "reverse_proxy", args, h.Token())); err != nil {
+		return nil, e.rest.suggest(err, e.table)
+	}
+	if err := handler.FinalizeUnmarshalCaddyfile(h); err != nil {
+		return nil, err
+	}
+	t := e.transport
+	if handler.TransportRaw != nil {
+		if err := json.Unmarshal(handler.TransportRaw, &t.HTTPTransport); err != nil {
+			return nil, err
+		}
+	}
+	if handler.Headers != nil {
+		kept, lost := headersSetBy(handler.Headers.Request, e.api.CredentialHeaders)
+		t.KeepHeaders = kept
+		for _, name := range lost {
+			caddy.Log().Named("caddyfile").Warn("header_up has no effect: the header never reaches the API", zap.String("header", name))
+		}
+	}
+	handler.TransportRaw = caddyconfig.JSONModuleObject(t, "protocol", "egress", nil)
+
+	if checks := handler.HealthChecks; checks != nil && checks.Active != nil && len(handler.Upstreams) == 1 {
+		caddy.Log().Named("caddyfile").Warn("active health checks of the only upstream: while they fail, no request gets through, not even one that would succeed",
+			zap.String("upstream", handler.Upstreams[0].Dial))
+	}
+	return handler, nil
+}
+
+// namedProvider returns the provider of a credential in the global option.
+func namedProvider(h httpcaddyfile.Helper, name string) (providerModule, error) {
+	credentials, err := configuredProviders(h)
+	if err != nil {
+		return nil, err
+	}
+	raw, ok := credentials[name]
+	if !ok {
+		return nil, unknownCredential(name, credentials)
+	}
+	var module struct {
+		Name string `json:"name"`
+	}
+	if err := json.Unmarshal(raw, &module); err != nil {
+		return nil, err
+	}
+	provider, err := newProvider(module.Name)
+	if err != nil {
+		return nil, fmt.Errorf("credential %s: %w", name, err)
+	}
+	return provider, json.Unmarshal(raw, provider)
+}
+
+// configuredProviders returns the providers of the credentials in the global
+// option, by credential. The app is decoded once for all routes.
+func configuredProviders(h httpcaddyfile.Helper) (map[string]json.RawMessage, error) {
+	const key = "egress_credentials"
+	if credentials, ok := h.State[key].(map[string]json.RawMessage); ok {
+		return credentials, nil
+	}
+	var app struct {
+		Credentials map[string]struct {
+			Provider json.RawMessage `json:"provider"`
+		} `json:"credentials"`
+	}
+	if configured, ok := h.Option("egress").(httpcaddyfile.App); ok {
+		if err := json.Unmarshal(configured.Value, &app); err != nil {
+			return nil, err
+		}
+	}
+	credentials := make(map[string]json.RawMessage, len(app.Credentials))
+	for name, credential := range app.Credentials {
+		credentials[name] = credential.Provider
+	}
+	h.State[key] = credentials
+	return credentials, nil
+}
