@@ -73,8 +73,13 @@ func newHeaderFilter(api tokenprovider.API, keep []string) (headerFilter, error)
 	f := headerFilter{credentials: api.CredentialHeaders, userAgent: api.UserAgent}
 	for _, name := range keep {
 		canonical := http.CanonicalHeaderKey(name)
-		if !httpguts.ValidHeaderFieldName(name) || canonical == "Authorization" || inRemovedFamily(canonical) {
-			return f, fmt.Errorf("keep_headers: %q cannot be kept", name)
+		switch {
+		case !httpguts.ValidHeaderFieldName(name):
+			return f, fmt.Errorf("keep_headers: %q is not a header name", name)
+		case canonical == "Authorization", inRemovedFamily(canonical):
+			return f, fmt.Errorf("keep_headers: %s cannot be kept", canonical)
+		case canonical != "Host" && !f.removes(canonical):
+			return f, fmt.Errorf("keep_headers: %s reaches the API anyway; leave it out", canonical)
 		}
 		f.keep = append(f.keep, canonical)
 	}

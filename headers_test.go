@@ -1,0 +1,150 @@
+package egress
+
+import (
+	"maps"
+	"net/http"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
+
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
+)
+
+// testdata/removed_headers.txt is the documented list: what it names does not
+// reach the API. A name that goes from the code, or comes to it, has to do so
+// there, too.
+func TestRemovedHeadersAreThoseDocumented(t *testing.T) {
+	text, err := os.ReadFile("testdata/removed_headers.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, name := range removedHeaders {
+		got = append(got, name)
+	}
+	for _, family := range removedFamilies {
+		got = append(got, family+"*")
+	}
+	slices.Sort(got)
+	if want := strings.Fields(string(text)); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	for _, name := range slices.Concat(removedHeaders, removedFamilies) {
+		if name != http.CanonicalHeaderKey(name) {
+			t.Errorf("%s is not canonical: it would never be found", name)
+		}
+	}
+}
+
+func TestWhatReachesTheAPI(t *testing.T) {
+	api := tokenprovider.API{CredentialHeaders: []string{"X-App-Id", "X-App-Token"}}
+	filter, err := newHeaderFilter(api, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := slices.Concat(removedHeaders, api.CredentialHeaders)
+	for _, family := range removedFamilies {
+		names = append(names, family+"A", family)
+	}
+	for _, name := range names {
+		for _, spelled := range []string{name, strings.ToLower(name), strings.ToUpper(name)} {
+			header := http.Header{spelled: {"client's"}, "Accept": {"*/*"}}
+			got := filter.outgoing(header, []string{"Bearer token"})
+			if want := (http.Header{"Accept": {"*/*"}, "Authorization": {"Bearer token"}}); !reflect.DeepEqual(got, want) {
+				t.Errorf("%s: got %v", spelled, got)
+			}
+			if len(header) != 2 {
+				t.Errorf("%s: the client's headers have changed: %v", spelled, header)
+			}
+			trailers := http.Header{spelled: nil, "X-Checksum": {"1"}}
+			if filter.strip(trailers); !reflect.DeepEqual(trailers, http.Header{"X-Checksum": {"1"}}) {
+				t.Errorf("%s: trailers %v", spelled, trailers)
+			}
+		}
+	}
+
+	passing := http.Header{
+		"Accept": {"a", "b"}, "Accept-Language": {"da"}, "Content-Type": {"application/json"}, "Cookies": {"1"}, "Origin": {"https://x.example"},
+		"X-Forwarded": {"1"}, "X-Real-Ips": {"1"}, "X-Voucherify-Channel": {"1"}, "Traceparent": {"1"}, "Idempotency-Key": {"1"}, "Cf-Ray": {"1"}, "T": {"1"}, "": {"1"},
+		"X-App-Ids": {"1"}, "Remote-Users": {"1"}, "Authorizations": {"1"}, "Sec-WebSocket-Key": {"1"},
+	}
+	want := maps.Clone(passing)
+	want["Authorization"] = []string{"Bearer token"}
+	if got := filter.outgoing(passing, []string{"Bearer token"}); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if got := filter.outgoing(nil, []string{"Bearer token"}); !reflect.DeepEqual(got, http.Header{"Authorization": {"Bearer token"}}) {
+		t.Errorf("without headers: %v", got)
+	}
+}
+
+func TestUserAgentWhereTheClientSentNone(t *testing.T) {
+	filter, err := newHeaderFilter(tokenprovider.API{UserAgent: "My-Company/App"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for sent, want := range map[string]string{"": "My-Company/App", "curl/8": "curl/8"} {
+		if got := filter.outgoing(http.Header{"User-Agent": {sent}}, nil).Get("User-Agent"); got != want {
+			t.Errorf("%q becomes %q", sent, got)
+		}
+	}
+	if got := filter.outgoing(nil, nil).Get("User-Agent"); got != "My-Company/App" {
+		t.Errorf("none becomes %q", got)
+	}
+	none := headerFilter{}
+	if got, ok := none.outgoing(http.Header{"User-Agent": {""}}, nil)["User-Agent"]; !ok || got[0] != "" {
+		t.Errorf("without a product of ours, none becomes %q", got) // net/http would send its own
+	}
+}
+
+func TestKeepHeaders(t *testing.T) {
+	filter, err := newHeaderFilter(tokenprovider.API{CredentialHeaders: []string{"X-App-Id"}}, []string{"x-real-ip", "Host", "X-App-Id"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := filter.outgoing(http.Header{"X-Real-Ip": {"1"}, "x-app-id": {"2"}, "Cookie": {"3"}}, nil)
+	if want := (http.Header{"X-Real-Ip": {"1"}, "x-app-id": {"2"}, "Authorization": nil}); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	// they are header_up's: the client's own are removed before it
+	ops := filter.ops("api.example.com")
+	if want := (&headers.HeaderOps{Set: http.Header{"Host": {"api.example.com"}}, Delete: []string{"X-Real-Ip", "X-App-Id"}}); !reflect.DeepEqual(ops, want) {
+		t.Errorf("operations %+v, want %+v", ops, want)
+	}
+	// header_up sets no trailers
+	trailers := http.Header{"X-Real-Ip": {"1"}}
+	if filter.strip(trailers); len(trailers) != 0 {
+		t.Errorf("trailers %v", trailers)
+	}
+	if !filter.keepsHost() || new(headerFilter).keepsHost() || new(headerFilter).ops("x") != nil {
+		t.Error("Host is not kept, or is without being named")
+	}
+
+	for _, name := range []string{"Authorization", "authorization", "X-Forwarded-For", "x-auth-request-user", "", "a b", "X-*", "X-Source"} {
+		if _, err := newHeaderFilter(tokenprovider.API{}, []string{name}); err == nil || !strings.HasPrefix(err.Error(), "keep_headers: ") {
+			t.Errorf("%q: got %v", name, err)
+		}
+	}
+}
+
+func TestHeadersSetByHeaderUp(t *testing.T) {
+	kept, lost := headersSetBy(&headers.HeaderOps{
+		Set:     http.Header{"Host": {"x"}, "X-Source": {"cron"}, "Cookie": {"a"}, "authorization": {"x"}},
+		Add:     http.Header{"Cookie": {"b"}, "x-forwarded-for": {"1"}},
+		Replace: map[string][]headers.Replacement{"X-App-Token": nil},
+		Delete:  []string{"Via"},
+	}, []string{"X-App-Token"})
+	if want := []string{"Cookie", "Host", "X-App-Token"}; !slices.Equal(kept, want) {
+		t.Errorf("kept %v, want %v", kept, want)
+	}
+	if want := []string{"Authorization", "X-Forwarded-For"}; !slices.Equal(lost, want) {
+		t.Errorf("lost %v, want %v", lost, want)
+	}
+	if kept, lost := headersSetBy(nil, nil); kept != nil || lost != nil {
+		t.Errorf("without header_up: %v, %v", kept, lost)
+	}
+}
