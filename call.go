@@ -26,7 +26,8 @@ const (
 type call struct {
 	*Transport
 	req     *http.Request
-	probe   bool // an active health check, not a client's request
+	probe   bool    // an active health check, not a client's request
+	report  *report // nil for a probe
 	token   *tokensource.Token
 	body    *replaybody.Body // nil: the request has none
 	outcome outcome
@@ -35,6 +36,10 @@ type call struct {
 
 // do answers the request: as the API does, or as the gateway has to.
 func (c *call) do() (*http.Response, error) {
+	if !c.probe {
+		c.report = reportOf(c.req)
+	}
+
 	// first, refuse what is not permitted, before a token is touched; health
 	// probes are the operator's own requests, so only where they go is judged
 	if !c.probe {
@@ -70,8 +75,8 @@ func (c *call) do() (*http.Response, error) {
 		}
 	}
 
-	// finally, report what became of it
-	c.report()
+	// finally, note what became of it
+	c.count()
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +109,7 @@ func (c *call) withoutToken(err error) (*http.Response, error) {
 	// the client has left, or a probe has failed
 	closeBody(c.req)
 	c.outcome = outcomeClientGone
-	c.report()
+	c.count()
 	return nil, err
 }
 
@@ -216,7 +221,7 @@ func (c *call) prepareReplay() (result string, second io.ReadCloser) {
 func (c *call) refuse(r *refusal) (*http.Response, error) {
 	closeBody(c.req)
 	c.outcome = r.outcome
-	c.report()
+	c.count()
 	if r.logged() {
 		c.logRefusal(r)
 	}
@@ -244,6 +249,15 @@ func (c *call) logRefusal(r *refusal) {
 		}
 		e.Write(fields...)
 	}
+}
+
+// count notes what became of a client's request: in the metrics, and in the report.
+func (c *call) count() {
+	if c.probe {
+		return
+	}
+	c.credential.metrics.request(c.outcome, c.wait)
+	*c.report = report{c.credential.name(), c.outcome, c.wait}
 }
 
 // isProbe reports whether req is an active health check, not a client's request.

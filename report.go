@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"net/http"
 	"time"
 
 	"go.uber.org/zap"
@@ -22,34 +23,31 @@ type report struct {
 // reportVar is where a request keeps its report.
 const reportVar = "egress.report"
 
-// report says what became of the request: to the metrics, the placeholders and
-// the access log.
-func (c *call) report() {
-	if c.probe {
-		return
-	}
-	c.credential.metrics.request(c.outcome, c.wait)
-
-	ctx := c.req.Context()
+// reportOf returns the report of a client's request, and has its placeholders
+// and its access log look there. It has to be called before the request is sent:
+// a connection that is still being dialed when the client has left reads what
+// this writes.
+func reportOf(req *http.Request) *report {
+	ctx := req.Context()
 	vars, _ := ctx.Value(caddyhttp.VarsCtxKey).(map[string]any)
 	if before, ok := vars[reportVar].(*report); ok {
-		*before = report{c.credential.name(), c.outcome, c.wait}
-		return
+		return before
 	}
+	r := new(report)
 	repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	if !ok {
-		return
+		return r
 	}
-	r := &report{c.credential.name(), c.outcome, c.wait}
 	vars[reportVar] = r
 	repl.Map(r.placeholder)
 	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	if ok && server.Logs == nil {
-		return // no access log
+		return r // no access log
 	}
 	if fields, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		fields.Add(zap.Inline(r))
 	}
+	return r
 }
 
 // placeholder returns what a placeholder stands for:
