@@ -1,0 +1,123 @@
+package tokensource_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
+	"github.com/caddy-egress/caddy-egress/tokensource"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// issuer is a Provider without a network: each token request takes latency and
+// ends as answer says.
+type issuer struct {
+	latency  time.Duration
+	lifetime time.Duration
+
+	mu       sync.Mutex
+	err      error
+	secret   string
+	hang     bool
+	requests []time.Time
+	same     bool // the same token again and again
+}
+
+func (*issuer) API() tokenprovider.API           { return tokenprovider.API{RateLimitWait: time.Minute} }
+func (*issuer) SecretOptions() map[string]string { return nil }
+func (*issuer) Grant() tokenprovider.Grant       { return tokenprovider.Grant{Provider: "test"} }
+
+func (i *issuer) WithScopes([]string) (tokenprovider.Provider, error) { return i, nil }
+
+func (i *issuer) Secrets() ([]tokenprovider.Secret, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return []tokenprovider.Secret{tokenprovider.NewSecret(i.secret)}, nil
+}
+
+func (i *issuer) Token(ctx context.Context, _ *http.Client) (*tokenprovider.Token, error) {
+	sent := time.Now()
+	i.mu.Lock()
+	i.requests = append(i.requests, sent)
+	n, hang := len(i.requests), i.hang
+	i.mu.Unlock()
+
+	latency := i.latency
+	if hang {
+		latency = time.Hour
+	}
+	select {
+	case <-time.After(latency):
+	case <-ctx.Done():
+		return nil, &tokenprovider.Error{Class: tokenprovider.Transient, Err: errors.New("no answer")}
+	}
+
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.err != nil {
+		return nil, i.err
+	}
+	value := fmt.Sprintf("token-%d", n)
+	if i.same {
+		value = "token"
+	}
+	return &tokenprovider.Token{Value: tokenprovider.NewSecret(value), Issued: sent, Expires: sent.Add(i.lifetime)}, nil
+}
+
+func (i *issuer) set(change func(*issuer)) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	change(i)
+}
+
+func (i *issuer) count() int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return len(i.requests)
+}
+
+// at returns when the n-th token request was made.
+func (i *issuer) at(n int) time.Time {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.requests[n]
+}
+
+func newSource(t *testing.T, i *issuer, options ...func(*tokensource.Options)) *tokensource.Source {
+	t.Helper()
+	o := tokensource.Options{Name: "test", Provider: i, State: tokensource.NewState(), Logger: zap.NewNop()}
+	for _, option := range options {
+		option(&o)
+	}
+	s := tokensource.New(o)
+	t.Cleanup(func() {
+		s.Stop()
+		time.Sleep(time.Minute) // in a bubble: lets the token request under way end
+	})
+	return s
+}
+
+var (
+	down    = &tokenprovider.Error{Class: tokenprovider.Transient, Err: errors.New("connection refused")}
+	refused = &tokenprovider.Error{Class: tokenprovider.Refused, Status: 401, Code: "invalid_client"}
+)
+
+// get asks for a token and tells how long that took.
+func get(s *tokensource.Source) (string, time.Duration, error) {
+	start := time.Now()
+	token, err := s.Token(context.Background())
+	took := time.Since(start)
+	if err != nil {
+		return "", took, err
+	}
+	return token.Value.Reveal(), took, nil
+}
