@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -29,29 +30,36 @@ type issuer struct {
 	secret   string
 	hang     bool
 	requests []time.Time
-	same     bool // the same token again and again
+	same     bool     // the same token again and again
+	panics   bool     // a token request ends in a panic
+	noSecret error    // what Secrets fails with
+	granted  []string // scopes, as the answer has them
+	assumed  bool     // the answer has no lifetime
 }
 
-func (*issuer) API() tokenprovider.API           { return tokenprovider.API{RateLimitWait: time.Minute} }
-func (*issuer) SecretOptions() map[string]string { return nil }
-func (*issuer) Grant() tokenprovider.Grant       { return tokenprovider.Grant{Provider: "test"} }
+func (*issuer) API() tokenprovider.API { return tokenprovider.API{RateLimitWait: time.Minute} }
+func (*issuer) Grant() tokenprovider.Grant {
+	return tokenprovider.Grant{Provider: "test", Scopes: []string{"read", "write"}}
+}
 
 func (i *issuer) WithScopes([]string) (tokenprovider.Provider, error) { return i, nil }
 
 func (i *issuer) Secrets() ([]tokenprovider.Secret, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return []tokenprovider.Secret{tokenprovider.NewSecret(i.secret)}, nil
+	return []tokenprovider.Secret{tokenprovider.NewSecret(i.secret)}, i.noSecret
 }
 
 func (i *issuer) Token(ctx context.Context, _ *http.Client) (*tokenprovider.Token, error) {
 	sent := time.Now()
 	i.mu.Lock()
 	i.requests = append(i.requests, sent)
-	n, hang := len(i.requests), i.hang
+	n, hang, panics, latency := len(i.requests), i.hang, i.panics, i.latency
 	i.mu.Unlock()
+	if panics {
+		panic("a defect of the provider")
+	}
 
-	latency := i.latency
 	if hang {
 		latency = time.Hour
 	}
@@ -70,7 +78,10 @@ func (i *issuer) Token(ctx context.Context, _ *http.Client) (*tokenprovider.Toke
 	if i.same {
 		value = "token"
 	}
-	return &tokenprovider.Token{Value: tokenprovider.NewSecret(value), Issued: sent, Expires: sent.Add(i.lifetime)}, nil
+	return &tokenprovider.Token{
+		Value: tokenprovider.NewSecret(value), Issued: sent, Expires: sent.Add(i.lifetime),
+		ExpiryAssumed: i.assumed, Scopes: i.granted,
+	}, nil
 }
 
 func (i *issuer) set(change func(*issuer)) {
@@ -110,6 +121,27 @@ var (
 	down    = &tokenprovider.Error{Class: tokenprovider.Transient, Err: errors.New("connection refused")}
 	refused = &tokenprovider.Error{Class: tokenprovider.Refused, Status: 401, Code: "invalid_client"}
 )
+
+// waits returns how long after the one before each token request was made.
+func (i *issuer) waits() []time.Duration {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	var waits []time.Duration
+	for n := 1; n < len(i.requests); n++ {
+		waits = append(waits, i.requests[n].Sub(i.requests[n-1]))
+	}
+	return waits
+}
+
+// checkSpread checks that all samples of what varies at random are in a range
+// and that they fill it.
+func checkSpread(t *testing.T, what string, samples []time.Duration, least, most time.Duration) {
+	t.Helper()
+	low, high, margin := slices.Min(samples), slices.Max(samples), (most-least)/4
+	if low < least || high > most || low > least+margin || high < most-margin {
+		t.Errorf("%s: between %v and %v, want all from %v to %v", what, low, high, least, most)
+	}
+}
 
 // get asks for a token and tells how long that took.
 func get(s *tokensource.Source) (string, time.Duration, error) {
