@@ -1,6 +1,7 @@
 package tokensource_test
 
 import (
+	"errors"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -165,5 +166,299 @@ func TestRejectedTokenIsBetterThanNone(t *testing.T) {
 		if _, _, err := get(s); err == nil {
 			t.Error("the dead token is still in use")
 		}
+	})
+}
+
+// rejectedTwice has the API reject the token of s, and the fresh one as well:
+// from then on, 401 answers are held back. It returns the fresh token.
+func rejectedTwice(t *testing.T, s *tokensource.Source) *tokensource.Token {
+	t.Helper()
+	first, err := s.Token(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh := s.Rejected(first, false)
+	if fresh == nil {
+		t.Fatal("the first 401 asks for no other token")
+	}
+	second, err := fresh.Token(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Rejected(second, true) != nil {
+		t.Fatal("a second try is sent a third time")
+	}
+	return second
+}
+
+func TestRefreshesAreHeldBackFor30SecondsDoubling(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logs, option := observed()
+		i := &issuer{lifetime: 24 * time.Hour}
+		s := newSource(t, i, option)
+		token := rejectedTwice(t, s)
+		for n, want := range []time.Duration{30, 60, 120, 240, 480, 600, 600} {
+			want *= time.Second
+			if got := logs.FilterMessageSnippet("rejects a fresh token").All()[n].ContextMap()["hold"]; got != want {
+				t.Errorf("logged a hold of %v, want %v", got, want)
+			}
+			time.Sleep(want - 1)
+			if s.Rejected(token, false) != nil {
+				t.Fatalf("a 401 asked for another token less than %v after the last", want)
+			}
+			time.Sleep(1)
+			fresh := s.Rejected(token, false)
+			if fresh == nil {
+				t.Fatalf("a 401 asked for no other token after %v", want)
+			}
+			token, _ = fresh.Token(t.Context())
+			s.Rejected(token, true)
+		}
+
+		// a second try that succeeds starts over
+		time.Sleep(10 * time.Minute)
+		token, _ = s.Rejected(token, false).Token(t.Context())
+		s.Accepted(token, true)
+		logs.TakeAll()
+		rejectedTwice(t, s)
+		if got := logs.All()[logs.Len()-1].ContextMap()["hold"]; got != 30*time.Second {
+			t.Errorf("a hold of %v after a second try that succeeded, want 30s", got)
+		}
+	})
+}
+
+func TestManyRejectionsOfOneTokenCountOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logs, option := observed()
+		i := &issuer{latency: time.Second, lifetime: 24 * time.Hour}
+		s := newSource(t, i, option)
+		first, err := s.Token(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for range 100 {
+			wg.Go(func() {
+				second, err := s.Rejected(first, false).Token(t.Context())
+				if err != nil {
+					t.Error(err)
+				}
+				if s.Rejected(second, true) != nil || s.Rejected(second, false) != nil {
+					t.Error("a 401 asked for another token although a fresh one was rejected as well")
+				}
+			})
+		}
+		wg.Wait()
+		if got := logs.FilterMessageSnippet("rejects a fresh token").Len(); got != 1 {
+			t.Errorf("logged %d times, want once", got)
+		}
+		time.Sleep(30 * time.Second)
+		if s.Rejected(s.Live(), false) == nil {
+			t.Error("a 401 asked for no other token after 30 s")
+		}
+	})
+}
+
+func TestFreshTokenThatNobodyTriedAgainIsHeldBackToo(t *testing.T) {
+	// a body was too large to be sent again: the next request is the first to
+	// carry the fresh token
+	for name, worked := range map[string]bool{"it never worked": false, "it has worked": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				i := &issuer{lifetime: time.Hour}
+				s := newSource(t, i)
+				first, _ := s.Token(t.Context())
+				second, err := s.Rejected(first, false).Token(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if worked {
+					s.Accepted(second, false)
+				}
+				if fresh := s.Rejected(second, false); (fresh != nil) != worked {
+					t.Errorf("its 401 asks for another token: %v, want %v", fresh != nil, worked)
+				}
+			})
+		})
+	}
+}
+
+func TestRejectionDuringARefresh(t *testing.T) {
+	for name, fails := range map[string]bool{"that succeeds": false, "that fails": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var outcomes []tokensource.Request
+				i := &issuer{latency: time.Second, lifetime: time.Hour}
+				s := newSource(t, i, func(o *tokensource.Options) {
+					o.OnRequest = func(r tokensource.Request) { outcomes = append(outcomes, r) }
+				})
+				s.Start()
+				first, _ := s.Token(t.Context())
+				time.Sleep(time.Until(s.Status().Next))
+				synctest.Wait()
+				if got := s.Status().Phase; got != tokensource.PhaseRefreshing || i.count() != 2 {
+					t.Fatalf("%s after %d token requests, want a refresh under way", got, i.count())
+				}
+				if fails {
+					i.set(func(i *issuer) { i.err = down })
+				}
+
+				fresh := s.Rejected(first, false)
+				again := s.Rejected(first, false)
+				if fresh == nil || again == nil || !fresh.First || again.First {
+					t.Fatalf("got %+v and %+v, want the refresh for both, and to know which was first", fresh, again)
+				}
+				if s.Live() != nil {
+					t.Error("the rejected token is still in use")
+				}
+				token, err := fresh.Token(t.Context())
+				if i.count() != 2 || len(outcomes) != 2 || outcomes[1].Trigger != "refresh" {
+					t.Errorf("%d token requests, want none beside the refresh", i.count())
+				}
+				if fails {
+					if !errors.Is(err, down) || s.Live() != first {
+						t.Errorf("error %v, live token %v; want the failure, and the rejected token again", err, s.Live())
+					}
+					return
+				}
+				if err != nil || token == first || s.Live() != token {
+					t.Errorf("got %v, %v; want the token of the refresh", token, err)
+				}
+				// a 401 waited for it: that it is rejected as well counts
+				s.Rejected(token, true)
+				if s.Rejected(token, false) != nil {
+					t.Error("a 401 asked for another token although the fresh one was rejected as well")
+				}
+			})
+		})
+	}
+}
+
+func TestFreshTokenOfARefreshIsNotHeldBack(t *testing.T) {
+	// a 401 on a token that no 401 asked for is news, even on a second try
+	synctest.Test(t, func(t *testing.T) {
+		i := &issuer{lifetime: time.Hour}
+		s := newSource(t, i)
+		first, _ := s.Token(t.Context())
+		if err := s.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		fresh := s.Rejected(first, false) // late
+		if fresh == nil || fresh.First {
+			t.Fatalf("got %+v, want the token that is live already", fresh)
+		}
+		token, err := fresh.Token(t.Context())
+		if err != nil || token != s.Live() || i.count() != 2 {
+			t.Fatalf("token %v, error %v, %d token requests; want the live one", token, err, i.count())
+		}
+		if s.Rejected(token, true) != nil {
+			t.Error("a second try is sent a third time")
+		}
+		if s.Rejected(token, false) == nil {
+			t.Error("the next 401 asks for no other token")
+		}
+	})
+}
+
+func TestLateRejectionOfATokenThatIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := &issuer{lifetime: time.Minute}
+		s := newSource(t, i)
+		first, _ := s.Token(t.Context())
+		time.Sleep(2 * time.Minute)
+		second, _ := s.Token(t.Context())
+		if s.Rejected(first, true) != nil {
+			t.Error("a second try is sent a third time")
+		}
+		time.Sleep(2 * time.Minute)
+		if s.Rejected(first, false) != nil || i.count() != 2 {
+			t.Errorf("%d token requests; want none for a token that was replaced long ago", i.count())
+		}
+		if s.Rejected(second, false) == nil {
+			t.Error("the 401 on the last token asks for no other")
+		}
+	})
+}
+
+func TestFiveInARow(t *testing.T) {
+	reject := func(s *tokensource.Source, token *tokensource.Token, times int) (fresh *tokensource.Fresh) {
+		for range times {
+			if fresh = s.Rejected(token, false); fresh != nil {
+				return fresh
+			}
+		}
+		return nil
+	}
+	t.Run("and no other token can be had", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			i := &issuer{lifetime: time.Hour}
+			s := newSource(t, i)
+			s.Start()
+			token, _ := s.Token(t.Context())
+			i.set(func(i *issuer) { i.err = refused })
+			if _, err := reject(s, token, 1).Token(t.Context()); !errors.Is(err, refused) {
+				t.Fatal(err)
+			}
+			if fresh := reject(s, token, 3); fresh != nil || s.Live() != token {
+				t.Fatalf("after four: %v, live token %v; want the token in use", fresh, s.Live())
+			}
+			s.Accepted(token, false)
+			if fresh := reject(s, token, 4); fresh != nil || s.Live() != token {
+				t.Fatalf("after another four: %v, live token %v; want the token in use", fresh, s.Live())
+			}
+			if fresh := reject(s, token, 1); fresh != nil || s.Live() != nil {
+				t.Errorf("after five: %v, live token %v; want none", fresh, s.Live())
+			}
+			if got := i.count(); got != 2 {
+				t.Errorf("%d token requests, want 2", got)
+			}
+		})
+	})
+	t.Run("while the token request is under way", func(t *testing.T) {
+		for rejections, kept := range map[int]bool{4: true, 5: false} {
+			synctest.Test(t, func(t *testing.T) {
+				i := &issuer{latency: time.Second, lifetime: time.Hour}
+				s := newSource(t, i)
+				token, _ := s.Token(t.Context())
+				i.set(func(i *issuer) { i.err = down })
+				for range rejections {
+					_ = s.Rejected(token, false)
+				}
+				time.Sleep(time.Second)
+				synctest.Wait()
+				if got := s.Live() == token; got != kept {
+					t.Errorf("after %d: the token is in use again: %v, want %v", rejections, got, kept)
+				}
+			})
+		}
+	})
+	t.Run("or ten, or twenty", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			i := &issuer{lifetime: 24 * time.Hour}
+			s := newSource(t, i)
+			token := rejectedTwice(t, s)
+			if reject(s, token, 30) != nil {
+				t.Error("the token never worked: it is not one that was revoked")
+			}
+			for _, enough := range []int{5, 10, 20} {
+				s.Accepted(token, false)
+				if reject(s, token, enough-1) != nil {
+					t.Fatalf("less than %d in a row asked for another token", enough)
+				}
+				fresh := reject(s, token, 1)
+				if fresh == nil {
+					t.Fatalf("%d in a row asked for no other token", enough)
+				}
+				token, _ = fresh.Token(t.Context())
+			}
+			// a second try that succeeds starts over
+			s.Accepted(token, true)
+			rejectedTwice(t, s)
+			token = s.Live()
+			s.Accepted(token, false)
+			if reject(s, token, 5) == nil {
+				t.Error("five in a row asked for no other token")
+			}
+		})
 	})
 }
