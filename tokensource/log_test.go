@@ -1,6 +1,8 @@
 package tokensource_test
 
 import (
+	"errors"
+	"reflect"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -164,6 +166,186 @@ func TestEndOfAnOutageIsLoggedWhateverEndsIt(t *testing.T) {
 					t.Error(err)
 				}
 				checkSummary(t, logs) // nothing more
+			})
+		})
+	}
+}
+
+func TestOngoingFailureIsLoggedOnceAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logs, option := observed()
+		i := &issuer{lifetime: time.Hour, err: errors.New("no such file")} // not a *tokenprovider.Error
+		s := newSource(t, i, option)
+		for start := time.Now(); time.Since(start) < 20*time.Minute; time.Sleep(time.Second) {
+			_, _, _ = get(s)
+		}
+		lines := logs.FilterMessageSnippet("could not get a token").All()
+		for n := 1; n < len(lines); n++ {
+			if got := lines[n].Time.Sub(lines[n-1].Time); got < time.Minute || got > 65*time.Second {
+				t.Errorf("logged again after %v, want a minute and the wait that goes on", got)
+			}
+		}
+		if len(lines) != logs.Len() || len(lines) < 18 {
+			t.Errorf("%d lines, %d of them of the failure; want one a minute", logs.Len(), len(lines))
+		}
+	})
+}
+
+func TestEachKindOfFailureIsLogged(t *testing.T) {
+	provider := func(class tokenprovider.Class, status int, code string) error {
+		return &tokenprovider.Error{Class: class, Status: status, Code: code}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		logs, option := observed()
+		i := &issuer{lifetime: time.Hour}
+		s := newSource(t, i, option)
+		for n, c := range []struct {
+			err    error
+			logged bool
+		}{
+			{provider(tokenprovider.Transient, 500, "x"), true},
+			{provider(tokenprovider.Transient, 500, "x"), false},
+			{provider(tokenprovider.Transient, 503, "x"), true},
+			{provider(tokenprovider.Transient, 503, "y"), true},
+			{provider(tokenprovider.Transient, 503, "y"), false},
+			{provider(tokenprovider.Refused, 503, "y"), true},
+			{errors.New("no such file"), true},
+			{errors.New("no such file"), false},
+			{errors.New("permission denied"), true},
+			{provider(tokenprovider.Transient, 503, "y"), true},
+		} {
+			logs.TakeAll()
+			i.set(func(i *issuer) { i.err = c.err })
+			_ = s.Refresh(t.Context())
+			if got := logs.Len() == 1; got != c.logged {
+				t.Errorf("%d: %v: logged %v, want %v", n, c.err, got, c.logged)
+			}
+			time.Sleep(2 * time.Second)
+		}
+	})
+}
+
+func TestWarningBecomesAnErrorWhenTheTokenExpires(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logs, option := observed()
+		i := &issuer{lifetime: time.Minute}
+		s := newSource(t, i, option)
+		s.Start()
+		_, _, _ = get(s)
+		i.set(func(i *issuer) { i.err = down })
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		checkSummary(t, logs, logStale, logNone)
+		if got := logs.All()[logs.Len()-1].Time.Sub(i.at(0)); got != time.Minute {
+			t.Errorf("the error came after %v, want it when the token expires", got)
+		}
+	})
+}
+
+func TestFirstFailureOfAStart(t *testing.T) {
+	for name, c := range map[string]struct {
+		err  error
+		want []string
+	}{
+		"its own servers may not be up yet": {down, []string{logEarly, logNone}},
+		"a refusal is one":                  {refused, []string{logRefused}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				logs, option := observed()
+				s := newSource(t, &issuer{err: c.err}, option)
+				s.Start()
+				time.Sleep(time.Minute)
+				checkSummary(t, logs, c.want...)
+			})
+		})
+	}
+	t.Run("but not that of a request", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			logs, option := observed()
+			_, _, _ = get(newSource(t, &issuer{err: down}, option))
+			checkSummary(t, logs, logNone)
+		})
+	})
+}
+
+func TestNewTokensAreLoggedAtDebug(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logs, option := observed()
+		s := newSource(t, &issuer{lifetime: time.Hour}, option)
+		s.Start()
+		time.Sleep(45 * time.Minute)
+		entries := logs.FilterMessage("obtained a token").All()
+		if len(entries) != 2 || logs.Len() != 2 || entries[0].Level != zapcore.DebugLevel {
+			t.Fatalf("logged %v, want two tokens", logs.All())
+		}
+		for n, trigger := range []string{"warmup", "refresh"} {
+			fields := entries[n].ContextMap()
+			if fields["trigger"] != trigger || fields["lifetime"] != time.Hour || fields["credential"] != "test" || fields["provider"] != "test" {
+				t.Errorf("fields are %v, want trigger %s and a lifetime of an hour", fields, trigger)
+			}
+		}
+	})
+}
+
+func TestEndOfAnOutageCountsItsAttempts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logs, option := observed()
+		i := &issuer{lifetime: time.Hour, err: down}
+		s := newSource(t, i, option)
+		s.Start()
+		time.Sleep(time.Second) // it fails at 0 and, for the last time, after half a second
+		i.set(func(i *issuer) { i.err = nil })
+		time.Sleep(time.Second)
+		fields := logs.FilterMessageSnippet("again").All()[1].ContextMap()
+		if fields["attempts"] != int64(3) || fields["trigger"] != "warmup" || fields["lifetime"] != time.Hour || fields["outage"] != i.at(2).Sub(i.at(0)) {
+			t.Errorf("fields are %v, want three attempts", fields)
+		}
+	})
+}
+
+func TestWhatTheServerDoesWithEveryTokenIsLoggedOnce(t *testing.T) {
+	const (
+		less    = "warn: the authorization server granted less than was asked for"
+		assumed = "warn: the token response tells no lifetime (expires_in)"
+	)
+	for name, c := range map[string]struct {
+		granted []string
+		assumed bool
+		want    []string
+	}{
+		"nothing special":            {},
+		"all that was asked for":     {granted: []string{"write", "read", "more"}},
+		"less":                       {granted: []string{"read"}, want: []string{less}},
+		"nothing":                    {granted: []string{}, want: []string{less}},
+		"no lifetime":                {assumed: true, want: []string{assumed}},
+		"no lifetime, and less":      {granted: []string{"read"}, assumed: true, want: []string{less, assumed}},
+		"no lifetime, and all of it": {granted: []string{"read", "write"}, assumed: true, want: []string{assumed}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				logs, option := observed()
+				s := newSource(t, &issuer{lifetime: time.Hour, granted: c.granted, assumed: c.assumed}, option)
+				for range 3 {
+					if err := s.Refresh(t.Context()); err != nil {
+						t.Error(err)
+					}
+				}
+				checkSummary(t, logs, c.want...)
+				for _, entry := range logs.FilterMessageSnippet("granted less").All() {
+					missing := []any{"write"}
+					if len(c.granted) == 0 {
+						missing = []any{"read", "write"}
+					}
+					if got := entry.ContextMap()["scopes_missing"]; !reflect.DeepEqual(got, missing) {
+						t.Errorf("scopes_missing is %v, want %v", got, missing)
+					}
+				}
+				for _, entry := range logs.FilterMessageSnippet("no lifetime").All() {
+					if got := entry.ContextMap()["lifetime"]; got != time.Hour {
+						t.Errorf("lifetime is %v, want that which is assumed", got)
+					}
+				}
 			})
 		})
 	}

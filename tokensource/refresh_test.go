@@ -2,12 +2,38 @@ package tokensource_test
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
 	"github.com/caddy-egress/caddy-egress/tokensource"
 )
+
+// TestRefreshesAreSpread: instances that started together do not refresh
+// together.
+func TestRefreshesAreSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var issuers []*issuer
+		var all []*tokensource.Source
+		for range 200 {
+			i := &issuer{lifetime: 90 * time.Second}
+			s := newSource(t, i)
+			s.Start()
+			issuers, all = append(issuers, i), append(all, s)
+		}
+		time.Sleep(65 * time.Second)
+		var samples []time.Duration
+		for n, i := range issuers {
+			all[n].Stop()
+			samples = append(samples, i.waits()[0])
+		}
+		// a third of the lifetime before its end, up to a tenth of that later
+		checkSpread(t, "refreshed after", samples, 60*time.Second, 63*time.Second)
+	})
+}
 
 func TestRefreshBefore(t *testing.T) {
 	for _, c := range []struct {
@@ -45,8 +71,11 @@ func TestIdleCredentialLapses(t *testing.T) {
 		s.Start()
 		time.Sleep(time.Hour)
 		idle := i.count()
-		if idle > 2 {
-			t.Errorf("%d token requests in an hour that nobody used the credential, want at most 2", idle)
+		if idle != 2 {
+			t.Errorf("%d token requests in an hour that nobody used the credential, want 2: a lifetime is not over with the first token", idle)
+		}
+		if got := s.Status(); got.Phase != tokensource.PhaseIdle || !got.Next.IsZero() {
+			t.Errorf("got %+v, want an idle credential", got)
 		}
 		if _, _, err := get(s); err != nil {
 			t.Fatal(err)
@@ -148,6 +177,205 @@ func TestSameTokenAgainDoesNotLoop(t *testing.T) {
 		}
 		if got := i.count(); got > 6 {
 			t.Errorf("%d token requests in 300 s, want one a minute", got)
+		}
+	})
+}
+
+func TestUseOfATokenKeepsItFresh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := &issuer{lifetime: 90 * time.Second}
+		s := newSource(t, i)
+		s.Start()
+		// the second token, got after 60 to 63 s, would be refreshed after 120
+		// to 126 s: nobody has used the credential for a lifetime by then
+		time.Sleep(130 * time.Second)
+		if got := i.count(); got != 2 {
+			t.Fatalf("%d token requests, want 2", got)
+		}
+		if token, took, err := get(s); err != nil || took != 0 || token != "token-2" {
+			t.Fatalf("token %q after %v, error %v; want the one that is left", token, took, err)
+		}
+		synctest.Wait()
+		if got := i.count(); got != 3 {
+			t.Fatalf("%d token requests, want one as soon as the credential is used", got)
+		}
+		// one use is good for as long as the credential was unused before
+		time.Sleep(time.Hour)
+		if got := i.count(); got != 4 {
+			t.Errorf("%d token requests after one use, want one more", got)
+		}
+		if got := s.Status().Phase; got != tokensource.PhaseIdle {
+			t.Errorf("got %s, want idle", got)
+		}
+	})
+}
+
+func TestTokenThatWasWaitedForIsInUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := &issuer{latency: time.Second, lifetime: 90 * time.Second}
+		s := newSource(t, i)
+		s.Start()
+		if _, took, err := get(s); err != nil || took != time.Second {
+			t.Fatalf("error %v after %v, want the token of the start", err, took)
+		}
+		// used once, by the request that waited: refreshed after 60, 120 and,
+		// counted from the refresh that found it used, not after 180 s
+		time.Sleep(10 * time.Minute)
+		if got := i.count(); got != 3 {
+			t.Errorf("%d token requests, want 3", got)
+		}
+	})
+}
+
+func TestTriggers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var outcomes []tokensource.Request
+		i := &issuer{latency: time.Second, lifetime: time.Minute}
+		s := newSource(t, i, func(o *tokensource.Options) {
+			o.OnRequest = func(r tokensource.Request) { outcomes = append(outcomes, r) }
+		})
+		check := func(want tokensource.Request) {
+			t.Helper()
+			synctest.Wait()
+			if len(outcomes) == 0 {
+				t.Fatal("no token request has ended")
+			}
+			got := outcomes[len(outcomes)-1]
+			if (got.Token != nil) != (want.Err == nil) || want.Err == nil && got.Token.Value.Reveal() != fmt.Sprintf("token-%d", i.count()) {
+				t.Errorf("got token %v, want the one of this request if there is one", got.Token)
+			}
+			got.Token = nil
+			if want.Err != nil {
+				if got.Next < 300*time.Millisecond || got.Next > time.Second {
+					t.Errorf("%v until the next attempt", got.Next)
+				}
+				got.Next = 0
+			}
+			if got != want {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+		}
+		s.Start()
+		time.Sleep(time.Second)
+		check(tokensource.Request{Trigger: "warmup", Took: time.Second})
+		token, _ := s.Token(t.Context())
+		time.Sleep(43 * time.Second)
+		check(tokensource.Request{Trigger: "refresh", Took: time.Second})
+		_, _, _ = get(s)
+		i.set(func(i *issuer) { i.err, i.latency = down, 0 })
+		s.Rejected(s.Live(), false)
+		check(tokensource.Request{Trigger: "rejected", Err: down, Class: tokenprovider.Transient, Live: true})
+		s.Stop()
+		time.Sleep(2 * time.Minute)
+		_, _, _ = get(s)
+		check(tokensource.Request{Trigger: "demand", Err: down, Class: tokenprovider.Transient})
+		if token == s.Live() {
+			t.Error("the expired token is in use")
+		}
+		if !slices.Equal(tokensource.Triggers, []string{"warmup", "demand", "refresh", "rejected"}) {
+			t.Errorf("triggers are %v", tokensource.Triggers)
+		}
+	})
+}
+
+func TestFirstTokenIsAskedForUntilThereIsOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var triggers []string
+		i := &issuer{lifetime: time.Hour, err: down}
+		s := newSource(t, i, func(o *tokensource.Options) {
+			o.OnRequest = func(r tokensource.Request) { triggers = append(triggers, r.Trigger) }
+		})
+		s.Start()
+		time.Sleep(time.Second)
+		if fmt.Sprint(triggers) != "[warmup warmup]" {
+			t.Errorf("got %v, want two attempts at a first token", triggers)
+		}
+		// nobody wants one: it goes on all the same
+		time.Sleep(24 * time.Hour)
+		i.set(func(i *issuer) { i.err = nil })
+		time.Sleep(30 * time.Second)
+		if s.Live() == nil {
+			t.Error("no first token after a day of failures, and half a minute without")
+		}
+	})
+}
+
+func TestStartOfAnotherConfig(t *testing.T) {
+	t.Run("wakes a credential that lapsed", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			state, i := tokensource.NewState(), &issuer{lifetime: time.Minute}
+			shared := func(o *tokensource.Options) { o.State = state }
+			old := newSource(t, i, shared)
+			old.Start()
+			time.Sleep(time.Hour)
+			lapsed := i.count()
+			reloaded := newSource(t, i, shared)
+			reloaded.Start()
+			old.Stop()
+			synctest.Wait()
+			if got := i.count(); got != lapsed+1 || state.Current() == nil {
+				t.Errorf("%d token requests, want one", got-lapsed)
+			}
+		})
+	})
+	t.Run("makes no token request beside one under way", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			state, i := tokensource.NewState(), &issuer{latency: time.Second, lifetime: time.Minute}
+			shared := func(o *tokensource.Options) { o.State = state }
+			for range 3 {
+				s := newSource(t, i, shared)
+				s.Start()
+				defer s.Stop()
+			}
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if got := i.count(); got != 1 {
+				t.Errorf("%d token requests, want 1", got)
+			}
+			// nor when the token is due
+			time.Sleep(45 * time.Second)
+			if got := i.count(); got != 2 {
+				t.Errorf("%d token requests, want 2", got)
+			}
+		})
+	})
+	t.Run("does not forget what may pass by itself", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			state := tokensource.NewState()
+			i := &issuer{lifetime: time.Hour, err: &tokenprovider.Error{Class: tokenprovider.Transient, Status: 429}}
+			shared := func(o *tokensource.Options) { o.State = state }
+			old := newSource(t, i, shared)
+			old.Start()
+			synctest.Wait()
+			reloaded := newSource(t, i, shared)
+			reloaded.Start()
+			old.Stop()
+			time.Sleep(59 * time.Second)
+			if got := i.count(); got != 1 {
+				t.Errorf("%d token requests within the minute that a 429 asks for, want 1", got)
+			}
+			time.Sleep(time.Second)
+			if got := i.count(); got != 2 {
+				t.Errorf("%d token requests after it, want 2", got)
+			}
+		})
+	})
+}
+
+func TestStoppedSourceRefreshesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := &issuer{lifetime: time.Minute}
+		s := newSource(t, i)
+		s.Start()
+		_, _, _ = get(s)
+		s.Stop()
+		time.Sleep(time.Hour)
+		if got := i.count(); got != 1 {
+			t.Errorf("%d token requests, want 1", got)
+		}
+		// but requests that drain get tokens
+		if token, _, err := get(s); err != nil || token != "token-2" {
+			t.Errorf("token %q, error %v; want another", token, err)
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -113,4 +114,146 @@ func TestRetire(t *testing.T) {
 			}
 		})
 	})
+}
+
+func TestRetireWaitsForEachRequestThatCarriesTheToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &revoker{issuer: &issuer{lifetime: time.Hour}}
+		state := tokensource.NewState()
+		s := newSource(t, r.issuer, func(o *tokensource.Options) { o.Provider, o.State, o.RevokeOnStop = r, state, true })
+		s.Start()
+		token, err := s.Token(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		for _, after := range []time.Duration{time.Second, 2 * time.Second, 3010 * time.Millisecond} {
+			time.AfterFunc(after, s.Carry(token))
+		}
+		if err := state.Retire(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took < 3010*time.Millisecond || took > 3020*time.Millisecond {
+			t.Errorf("revoked after %v, want within 20 ms of the last request", took)
+		}
+		if s.Live() == token {
+			t.Error("the revoked token is in use")
+		}
+	})
+}
+
+func TestRetireDoesNotWaitForEverForATokenRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &revoker{issuer: &issuer{hang: true}}
+		state := tokensource.NewState()
+		s := newSource(t, r.issuer, func(o *tokensource.Options) { o.Provider, o.State, o.RevokeOnStop = r, state, true })
+		s.Start()
+		synctest.Wait()
+		s.Stop()
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		start := time.Now()
+		if err := state.Retire(ctx); err != nil || time.Since(start) != 2*time.Second {
+			t.Errorf("error %v after %v, want none: there is no token to revoke", err, time.Since(start))
+		}
+	})
+}
+
+func TestRetireOfAStateThatNeverStarted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		if err := tokensource.NewState().Retire(t.Context()); err != nil {
+			t.Error(err)
+		}
+		newSource(t, &issuer{}).Stop() // does nothing
+	})
+}
+
+// TestRetireAfterReloads: what the config says that was started last counts.
+func TestRetireAfterReloads(t *testing.T) {
+	for name, c := range map[string]struct{ before, after, want bool }{
+		"which asks for it":              {false, true, true},
+		"which no longer asks for it":    {true, false, false},
+		"which asks for it as before":    {true, true, true},
+		"which asks as little as before": {false, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := &revoker{issuer: &issuer{lifetime: time.Hour}}
+				state := tokensource.NewState()
+				var before *tokensource.Source
+				for _, revoke := range []bool{c.before, c.after} {
+					s := newSource(t, r.issuer, func(o *tokensource.Options) { o.Provider, o.State, o.RevokeOnStop = r, state, revoke })
+					s.Start()
+					synctest.Wait()
+					if before != nil {
+						before.Stop()
+					}
+					before = s
+				}
+				before.Stop()
+				if err := state.Retire(t.Context()); err != nil || (len(r.revoked) > 0) != c.want {
+					t.Errorf("revoked %v, error %v; want a token: %v", r.revoked, err, c.want)
+				}
+			})
+		})
+	}
+}
+
+func TestRetireOfAnExpiredToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &revoker{issuer: &issuer{lifetime: time.Minute}}
+		state := tokensource.NewState()
+		s := newSource(t, r.issuer, func(o *tokensource.Options) { o.Provider, o.State, o.RevokeOnStop = r, state, true })
+		s.Start()
+		synctest.Wait()
+		s.Stop()
+		if state.Current() == nil {
+			t.Error("no live token")
+		}
+		time.Sleep(time.Minute)
+		if state.Current() != nil {
+			t.Error("the expired token is in use")
+		}
+		if err := state.Retire(t.Context()); err != nil || len(r.revoked) > 0 {
+			t.Errorf("revoked %v, error %v; want none: it has expired", r.revoked, err)
+		}
+	})
+}
+
+func TestStatePrintsNoToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		state := tokensource.NewState()
+		s := newSource(t, &issuer{lifetime: time.Hour}, func(o *tokensource.Options) { o.State = state })
+		token, err := s.Token(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprintf("%v %+v %#v %s", state, state, state, state); strings.Contains(got, "token-1") || strings.Count(got, "tokensource.State") != 4 {
+			t.Errorf("prints as %s", got)
+		}
+		header := token.Authorization()
+		if len(header) != 1 || header[0] != "Bearer token-1" || cap(header) != 1 {
+			t.Errorf("Authorization is %q with room for %d, want one value and no more", header, cap(header))
+		}
+	})
+}
+
+func TestFingerprint(t *testing.T) {
+	of := func(values ...string) [32]byte {
+		var secrets []tokenprovider.Secret
+		for _, v := range values {
+			secrets = append(secrets, tokenprovider.NewSecret(v))
+		}
+		return tokensource.Fingerprint(secrets)
+	}
+	if of("a", "b") != of("a", "b") {
+		t.Error("the same secrets have two fingerprints")
+	}
+	seen := map[[32]byte][]string{}
+	for _, values := range [][]string{nil, {""}, {"a"}, {"b"}, {"a", "b"}, {"b", "a"}, {"ab"}, {"a", "b", ""}, {"", "ab"}} {
+		if same, ok := seen[of(values...)]; ok {
+			t.Errorf("%q and %q have one fingerprint", values, same)
+		}
+		seen[of(values...)] = values
+	}
 }
