@@ -126,7 +126,7 @@ func (c *call) keepBody() {
 
 // send sends the request with the token and body, which may be nil.
 func (c *call) send(body io.ReadCloser) (*http.Response, error) {
-	done := c.credential.source.Carry(c.token)
+	done := c.credential.source.InUse(c.token)
 	defer done()
 	return c.upstream.RoundTrip(c.outgoing(body))
 }

@@ -22,7 +22,7 @@ const (
 )
 
 // emitOutcome emits the event of a token request that has ended.
-func (a *App) emitOutcome(s *tokensource.Source, r tokensource.Request) {
+func (a *App) emitOutcome(s *tokensource.Source, r tokensource.Outcome) {
 	if r.Err == nil {
 		a.emit(eventTokenObtained, s, map[string]any{"trigger": r.Trigger, "expires": r.Token.Expires})
 		return

@@ -170,7 +170,7 @@ func (m *credentialMetrics) unauthorized(result string) {
 }
 
 // tokenRequest counts a token request to endpoint that has ended.
-func (m *credentialMetrics) tokenRequest(endpoint string, r tokensource.Request) {
+func (m *credentialMetrics) tokenRequest(endpoint string, r tokensource.Outcome) {
 	outcome := tokenOutcomeOK
 	if r.Err != nil {
 		outcome = string(r.Class)

@@ -239,7 +239,7 @@ func (a *App) activate(c *activeCredential, name string, provider tokenprovider.
 		RefreshBefore: time.Duration(c.options.RefreshBefore),
 		TokenTimeout:  time.Duration(c.options.TokenTimeout),
 		RevokeOnStop:  c.options.RevokeOnStop,
-		OnRequest: func(r tokensource.Request) {
+		OnOutcome: func(r tokensource.Outcome) {
 			c.metrics.tokenRequest(grant.TokenURL, r)
 			a.emitOutcome(c.source, r)
 		},

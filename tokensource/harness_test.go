@@ -37,7 +37,8 @@ type issuer struct {
 	assumed  bool     // the answer has no lifetime
 }
 
-func (*issuer) API() tokenprovider.API { return tokenprovider.API{RateLimitWait: time.Minute} }
+func (*issuer) API() tokenprovider.API           { return tokenprovider.API{RateLimitWait: time.Minute} }
+func (*issuer) SecretOptions() map[string]string { return nil }
 func (*issuer) Grant() tokenprovider.Grant {
 	return tokenprovider.Grant{Provider: "test", Scopes: []string{"read", "write"}}
 }

@@ -229,12 +229,12 @@ func TestTokenThatWasWaitedForIsInUse(t *testing.T) {
 
 func TestTriggers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var outcomes []tokensource.Request
+		var outcomes []tokensource.Outcome
 		i := &issuer{latency: time.Second, lifetime: time.Minute}
 		s := newSource(t, i, func(o *tokensource.Options) {
-			o.OnRequest = func(r tokensource.Request) { outcomes = append(outcomes, r) }
+			o.OnOutcome = func(r tokensource.Outcome) { outcomes = append(outcomes, r) }
 		})
-		check := func(want tokensource.Request) {
+		check := func(want tokensource.Outcome) {
 			t.Helper()
 			synctest.Wait()
 			if len(outcomes) == 0 {
@@ -257,18 +257,18 @@ func TestTriggers(t *testing.T) {
 		}
 		s.Start()
 		time.Sleep(time.Second)
-		check(tokensource.Request{Trigger: "warmup", Took: time.Second})
+		check(tokensource.Outcome{Trigger: "warmup", Took: time.Second})
 		token, _ := s.Token(t.Context())
 		time.Sleep(43 * time.Second)
-		check(tokensource.Request{Trigger: "refresh", Took: time.Second})
+		check(tokensource.Outcome{Trigger: "refresh", Took: time.Second})
 		_, _, _ = get(s)
 		i.set(func(i *issuer) { i.err, i.latency = down, 0 })
 		s.Rejected(s.Live(), false)
-		check(tokensource.Request{Trigger: "rejected", Err: down, Class: tokenprovider.Transient, Live: true})
+		check(tokensource.Outcome{Trigger: "rejected", Err: down, Class: tokenprovider.Transient, Live: true})
 		s.Stop()
 		time.Sleep(2 * time.Minute)
 		_, _, _ = get(s)
-		check(tokensource.Request{Trigger: "demand", Err: down, Class: tokenprovider.Transient})
+		check(tokensource.Outcome{Trigger: "demand", Err: down, Class: tokenprovider.Transient})
 		if token == s.Live() {
 			t.Error("the expired token is in use")
 		}
@@ -283,7 +283,7 @@ func TestFirstTokenIsAskedForUntilThereIsOne(t *testing.T) {
 		var triggers []string
 		i := &issuer{lifetime: time.Hour, err: down}
 		s := newSource(t, i, func(o *tokensource.Options) {
-			o.OnRequest = func(r tokensource.Request) { triggers = append(triggers, r.Trigger) }
+			o.OnOutcome = func(r tokensource.Outcome) { triggers = append(triggers, r.Trigger) }
 		})
 		s.Start()
 		time.Sleep(time.Second)
@@ -294,6 +294,7 @@ func TestFirstTokenIsAskedForUntilThereIsOne(t *testing.T) {
 		time.Sleep(24 * time.Hour)
 		i.set(func(i *issuer) { i.err = nil })
 		time.Sleep(30 * time.Second)
+		synctest.Wait()
 		if s.Live() == nil {
 			t.Error("no first token after a day of failures, and half a minute without")
 		}
@@ -355,6 +356,7 @@ func TestStartOfAnotherConfig(t *testing.T) {
 				t.Errorf("%d token requests within the minute that a 429 asks for, want 1", got)
 			}
 			time.Sleep(time.Second)
+			synctest.Wait()
 			if got := i.count(); got != 2 {
 				t.Errorf("%d token requests after it, want 2", got)
 			}

@@ -287,10 +287,10 @@ func TestRejectionDuringARefresh(t *testing.T) {
 	for name, fails := range map[string]bool{"that succeeds": false, "that fails": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var outcomes []tokensource.Request
+				var outcomes []tokensource.Outcome
 				i := &issuer{latency: time.Second, lifetime: time.Hour}
 				s := newSource(t, i, func(o *tokensource.Options) {
-					o.OnRequest = func(r tokensource.Request) { outcomes = append(outcomes, r) }
+					o.OnOutcome = func(r tokensource.Outcome) { outcomes = append(outcomes, r) }
 				})
 				s.Start()
 				first, _ := s.Token(t.Context())

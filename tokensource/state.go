@@ -21,18 +21,18 @@ type State struct {
 	// current is the token in use, or nil. The hot path reads nothing else.
 	current atomic.Pointer[Token]
 
-	mu        sync.Mutex
-	flight    *flight       // the token request under way, or nil
-	failure   *failure      // of the last token request; nil once one succeeded
-	rejected  *Token        // taken out of use by a 401, put back if no other can be had
-	hold      hold          // keeps 401 from asking for tokens again and again
-	budget    budget        // keeps anything from doing so
-	lastUse   time.Time     // about when a request last wanted a token
-	lifetime  time.Duration // of the last token; 0 before the first
-	requests  int64         // token requests so far
-	failures  int64         // of them failed
-	changed   chan struct{} // closed and replaced whenever any of this changes
-	farewells []*farewell   // of those that keep the token fresh, and of the last that did
+	mu          sync.Mutex
+	request     *tokenRequest     // the token request under way, or nil
+	failure     *failure          // of the last token request; nil once one succeeded
+	rejected    *Token            // taken out of use by a 401, put back if no other can be had
+	refreshHold refreshHold       // keeps 401 from asking for tokens again and again
+	budget      budget            // keeps anything from doing so
+	lastUse     time.Time         // about when a request last wanted a token
+	lifetime    time.Duration     // of the last token; 0 before the first
+	requests    int64             // token requests so far
+	failures    int64             // of them failed
+	changed     chan struct{}     // closed and replaced whenever any of this changes
+	retirements []*revokeOnRetire // of those that keep the token fresh, and of the last that did
 }
 
 // NewState returns the state of a credential that has no token yet.
@@ -47,10 +47,10 @@ func NewState() *State {
 func (st *State) Retire(ctx context.Context) error {
 	st.mu.Lock()
 	var revoke func(context.Context, tokenprovider.Secret) error
-	if n := len(st.farewells); n > 0 {
-		revoke = st.farewells[n-1].revoke
+	if n := len(st.retirements); n > 0 {
+		revoke = st.retirements[n-1].revoke
 	}
-	for revoke != nil && st.flight != nil && ctx.Err() == nil {
+	for revoke != nil && st.request != nil && ctx.Err() == nil {
 		changed := st.changed
 		st.mu.Unlock()
 		select {
@@ -68,14 +68,14 @@ func (st *State) Retire(ctx context.Context) error {
 	st.wake()
 	st.mu.Unlock()
 
-	if err := t.uncarried(ctx); err != nil {
+	if err := t.waitUnused(ctx); err != nil {
 		return err
 	}
 	return revoke(ctx, t.Value)
 }
 
-// farewell is what a source wants done with the token in the end.
-type farewell struct {
+// revokeOnRetire is what a source wants done with the token in the end.
+type revokeOnRetire struct {
 	revoke func(context.Context, tokenprovider.Secret) error // nil: it is left to expire
 }
 
@@ -111,22 +111,22 @@ type Token struct {
 	// held says that the API rejected it all the same. mu of the state is held.
 	held bool
 
-	used    atomic.Bool  // a request has carried it
-	carried atomic.Int64 // by how many requests it is at the moment, where that matters
-	worked  atomic.Bool  // something but 401 came back for it
-	streak  atomic.Int32 // 401 in a row
+	used   atomic.Bool  // a request has carried it
+	inUse  atomic.Int64 // by how many requests it is at the moment, where that matters
+	worked atomic.Bool  // something but 401 came back for it
+	streak atomic.Int32 // 401 in a row
 }
 
 // Authorization returns the header's value, to be set as it is. It is shared:
 // the caller must not change it.
 func (t *Token) Authorization() []string { return t.header }
 
-// uncarried waits until no request carries t. It looks now and again: nobody
+// waitUnused waits until no request carries t. It looks now and again: nobody
 // waits for it, and a signal would cost every request.
-func (t *Token) uncarried(ctx context.Context) error {
+func (t *Token) waitUnused(ctx context.Context) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for t.carried.Load() > 0 {
+	for t.inUse.Load() > 0 {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

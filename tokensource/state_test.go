@@ -49,7 +49,7 @@ func TestRetire(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			done := s.Carry(token)
+			done := s.InUse(token)
 			time.AfterFunc(3*time.Second, func() {
 				if len(r.revoked) > 0 {
 					t.Error("revoked while a request carried it")
@@ -72,7 +72,7 @@ func TestRetire(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s.Carry(token)
+			s.InUse(token)
 			if err := retire(state); err == nil || len(r.revoked) > 0 {
 				t.Errorf("revoked %v, error %v; want none and an error", r.revoked, err)
 			}
@@ -128,7 +128,7 @@ func TestRetireWaitsForEachRequestThatCarriesTheToken(t *testing.T) {
 		}
 		start := time.Now()
 		for _, after := range []time.Duration{time.Second, 2 * time.Second, 3010 * time.Millisecond} {
-			time.AfterFunc(after, s.Carry(token))
+			time.AfterFunc(after, s.InUse(token))
 		}
 		if err := state.Retire(t.Context()); err != nil {
 			t.Fatal(err)

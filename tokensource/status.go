@@ -8,17 +8,6 @@ import (
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 )
 
-// Request is a token request that has ended.
-type Request struct {
-	Trigger string // warmup, demand, refresh or rejected
-	Took    time.Duration
-	Token   *tokenprovider.Token // nil if it failed
-	Err     error                // why it failed
-	Class   tokenprovider.Class  // of the failure
-	Live    bool                 // a live token remains all the same
-	Next    time.Duration        // until the next attempt, after a failure
-}
-
 // Phase says how a credential is doing.
 type Phase string
 
@@ -64,7 +53,7 @@ func (s *Source) Status() Status {
 	}
 	live := !status.Expires.IsZero()
 	switch {
-	case st.flight != nil:
+	case st.request != nil:
 		status.Phase = PhaseRefreshing
 	case live && st.failure == nil:
 		status.Phase = PhaseFresh
@@ -92,9 +81,9 @@ func (s *Source) Refresh(ctx context.Context) error {
 		again.count, again.until = 0, time.Time{}
 		st.failure = &again
 	}
-	f := st.flight
+	f := st.request
 	if f == nil {
-		f = s.startFlight(triggerRefresh)
+		f = s.startRequest(triggerRefresh)
 	}
 	st.mu.Unlock()
 	_, err := s.join(ctx, f, nil)

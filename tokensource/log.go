@@ -13,9 +13,9 @@ import (
 // repeatEvery is how often a failure that goes on is logged again.
 const repeatEvery = time.Minute
 
-// reporter logs changes of state, not events: the first of many failures, and
+// logger logs changes of state, not events: the first of many failures, and
 // their end.
-type reporter struct {
+type logger struct {
 	logger *zap.Logger
 
 	repeated atomic.Int64 // when a failure was last logged, Unix nanoseconds
@@ -25,51 +25,51 @@ type reporter struct {
 }
 
 // obtained logs a new token: at debug, or at info where it ends an outage.
-func (r *reporter) obtained(f *flight, t *tokenprovider.Token, asked []string, before *failure, now time.Time) {
+func (l *logger) obtained(f *tokenRequest, t *tokenprovider.Token, asked []string, before *failure, now time.Time) {
 	fields := []zap.Field{
 		zap.String("trigger", f.trigger),
 		zap.Duration("lifetime", t.Expires.Sub(t.Issued)),
 	}
 	if before == nil {
-		before = r.failing // it was forgotten for a changed secret
+		before = l.failing // it was forgotten for a changed secret
 	}
-	r.failing = nil
+	l.failing = nil
 	if before != nil {
-		r.logger.Info("token endpoint issues tokens again", append(fields,
+		l.logger.Info("token endpoint issues tokens again", append(fields,
 			zap.Duration("outage", now.Sub(before.since)),
 			zap.Int("attempts", before.count+1))...)
-	} else if c := r.logger.Check(zap.DebugLevel, "obtained a token"); c != nil {
+	} else if c := l.logger.Check(zap.DebugLevel, "obtained a token"); c != nil {
 		c.Write(fields...)
 	}
 
 	missing := narrower(asked, t.Scopes)
-	if len(missing) == 0 && !t.ExpiryAssumed || r.warned.Swap(true) {
+	if len(missing) == 0 && !t.ExpiryAssumed || l.warned.Swap(true) {
 		return
 	}
 	if len(missing) > 0 {
-		r.logger.Warn("the authorization server granted less than was asked for; requests that need the rest will be refused",
+		l.logger.Warn("the authorization server granted less than was asked for; requests that need the rest will be refused",
 			zap.Strings("scopes_missing", missing)) // not those granted: they are what the server sent
 	}
 	if t.ExpiryAssumed {
-		r.logger.Warn("the token response tells no lifetime (expires_in); assuming a short one",
+		l.logger.Warn("the token response tells no lifetime (expires_in); assuming a short one",
 			zap.Duration("lifetime", t.Expires.Sub(t.Issued)))
 	}
 }
 
 // failed logs a failed token request if it is the first, of another kind than
 // the one before, or the last log line is long ago.
-func (r *reporter) failed(f *flight, before *failure, now time.Time, live bool) {
-	r.failing = f.failure
+func (l *logger) failed(f *tokenRequest, before *failure, now time.Time, live bool) {
+	l.failing = f.failure
 	// while a config starts, its own servers may not be up yet: the first try
 	// of all is allowed to fail
 	early := f.trigger == triggerWarmup && before == nil && f.failure.class == tokenprovider.Transient
-	last := time.Unix(0, r.repeated.Load())
-	lost := r.usable.Swap(live) && !live // what was a warning is an error now
+	last := time.Unix(0, l.repeated.Load())
+	lost := l.usable.Swap(live) && !live // what was a warning is an error now
 	if before != nil && !lost && sameKind(before.err, f.failure.err) && now.Sub(last) < repeatEvery {
 		return
 	}
 	if !early {
-		r.repeated.Store(now.UnixNano())
+		l.repeated.Store(now.UnixNano())
 	}
 
 	fields := []zap.Field{
@@ -84,27 +84,27 @@ func (r *reporter) failed(f *flight, before *failure, now time.Time, live bool) 
 	}
 	switch {
 	case early:
-		r.logger.Warn("no first token yet; trying again", fields...)
+		l.logger.Warn("no first token yet; trying again", fields...)
 	case live:
-		r.logger.Warn("could not refresh the token; the present one is used until it expires", fields...)
+		l.logger.Warn("could not refresh the token; the present one is used until it expires", fields...)
 	case f.failure.class == tokenprovider.Refused:
-		r.logger.Error("the authorization server refuses the credential; requests fail until it is corrected", fields...)
+		l.logger.Error("the authorization server refuses the credential; requests fail until it is corrected", fields...)
 	default:
-		r.logger.Error("could not get a token; requests fail until one comes", fields...)
+		l.logger.Error("could not get a token; requests fail until one comes", fields...)
 	}
 }
 
 // held logs that a fresh token was rejected as well.
-func (r *reporter) held(until, now time.Time) {
-	r.logger.Warn("the API rejects a fresh token as well; 401 answers ask for no other for a while",
+func (l *logger) held(until, now time.Time) {
+	l.logger.Warn("the API rejects a fresh token as well; 401 answers ask for no other for a while",
 		zap.Duration("hold", until.Sub(now)),
 		zap.String("advice", "check that the token is for this API: audience, region, scopes, and whether the key may be used from this address"))
 }
 
 // panicked logs a defect of a provider. The value of the panic is left out: it
 // could be anything.
-func (r *reporter) panicked() {
-	r.logger.Error("a token request ended in a panic; please report this", zap.Stack("stack"))
+func (l *logger) panicked() {
+	l.logger.Error("a token request ended in a panic; please report this", zap.Stack("stack"))
 }
 
 func sameKind(a, b error) bool {

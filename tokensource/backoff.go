@@ -11,11 +11,11 @@ import (
 // How long to wait after a failed token request. The wait doubles with each
 // failure in a row, up to a bound.
 const (
-	transientFirst   = 500 * time.Millisecond
-	transientMax     = 30 * time.Second // while a live token remains, or nobody wants one
-	transientStarved = 4 * time.Second  // while requests fail for lack of a token
-	refusedFirst     = 5 * time.Second
-	refusedMax       = time.Minute
+	transientFirst  = 500 * time.Millisecond
+	transientMax    = 30 * time.Second // while a live token remains, or nobody wants one
+	transientWanted = 4 * time.Second  // while requests fail for lack of a token
+	refusedFirst    = 5 * time.Second
+	refusedMax      = time.Minute
 
 	// secretCheck is how often a refused credential is looked at for a changed secret.
 	secretCheck = time.Second
@@ -53,7 +53,7 @@ type failure struct {
 	since       time.Time // of the first of them
 	at          time.Time // of the last of them
 	until       time.Time // the next token request is due
-	starved     time.Time // it is due then already if requests fail for lack of a token
+	ifWanted    time.Time // it is due then already if requests fail for lack of a token
 	asked       time.Time // the server does not want it any sooner
 	fingerprint [32]byte  // of the secrets that were refused
 	checked     time.Time // the secrets were last compared with them
@@ -86,9 +86,9 @@ func after(before *failure, err error, now time.Time, rateLimitWait time.Duratio
 	wait := backoff(f.count, first, limit)
 	f.asked = now.Add(retryAfter)
 	f.until = now.Add(max(wait, retryAfter))
-	f.starved = f.until
+	f.ifWanted = f.until
 	if f.class != tokenprovider.Refused {
-		f.starved = now.Add(backoff(f.count, first, transientStarved))
+		f.ifWanted = now.Add(backoff(f.count, first, transientWanted))
 	}
 	return f
 }
@@ -103,13 +103,9 @@ func backoff(n int, first, limit time.Duration) time.Duration {
 	return wait - time.Duration(rand.Int64N(int64(wait)/5+1)) //nolint:gosec // no secret
 }
 
-// starve shortens the wait, since requests fail for lack of a token, and
-// reports whether it did.
-func (f *failure) starve() bool { return f.cut(f.starved) }
-
-// cut ends the wait at the latest then, or when the server does not mind, and
-// reports whether that is earlier.
-func (f *failure) cut(then time.Time) bool {
+// shortenWait ends the wait at then, but not before the server allows another
+// token request, and reports whether the wait is shorter now.
+func (f *failure) shortenWait(then time.Time) bool {
 	if then.Before(f.asked) {
 		then = f.asked
 	}
@@ -151,4 +147,16 @@ func (b *budget) take(now time.Time) time.Duration {
 		return 0
 	}
 	return time.Duration(-b.left * float64(time.Second))
+}
+
+// secretChanged reports whether the secrets are others than those that were
+// refused, looking at most every secretCheck. mu is held.
+func (s *Source) secretChanged(now time.Time) bool {
+	f := s.state.failure
+	if f.class != tokenprovider.Refused || now.Sub(f.checked) < secretCheck {
+		return false
+	}
+	f.checked = now
+	secrets, err := s.opts.Provider.Secrets()
+	return err == nil && Fingerprint(secrets) != f.fingerprint
 }
