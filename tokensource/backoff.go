@@ -17,6 +17,10 @@ const (
 	refusedFirst    = 5 * time.Second
 	refusedMax      = time.Minute
 
+	// backoffJitter is the part of a wait that varies at random, so that
+	// instances do not march in step.
+	backoffJitter = 0.2
+
 	// secretCheck is how often a refused credential is looked at for a changed secret.
 	secretCheck = time.Second
 )
@@ -51,17 +55,16 @@ type failure struct {
 	class       tokenprovider.Class
 	count       int       // failures in a row
 	since       time.Time // of the first of them
-	at          time.Time // of the last of them
 	until       time.Time // the next token request is due
 	ifWanted    time.Time // it is due then already if requests fail for lack of a token
-	asked       time.Time // the server does not want it any sooner
+	notBefore   time.Time // the server does not want it any sooner
 	fingerprint [32]byte  // of the secrets that were refused
 	checked     time.Time // the secrets were last compared with them
 }
 
-// after returns the failure that err is, given the one before it.
-func after(before *failure, err error, now time.Time, rateLimitWait time.Duration) *failure {
-	f := &failure{err: err, class: tokenprovider.Transient, count: 1, since: now, at: now}
+// newFailure returns the failure that err is, given the one before it.
+func newFailure(before *failure, err error, now time.Time, rateLimitWait time.Duration) *failure {
+	f := &failure{err: err, class: tokenprovider.Transient, count: 1, since: now}
 	if before != nil {
 		f.since = before.since
 	}
@@ -74,7 +77,7 @@ func after(before *failure, err error, now time.Time, rateLimitWait time.Duratio
 			retryAfter = rateLimitWait
 		}
 	}
-	// another kind of failure is another story: its waits start over
+	// the waits of another kind of failure start over
 	if before != nil && (before.class == tokenprovider.Refused) == (f.class == tokenprovider.Refused) {
 		f.count = before.count + 1
 	}
@@ -83,31 +86,34 @@ func after(before *failure, err error, now time.Time, rateLimitWait time.Duratio
 	if f.class == tokenprovider.Refused {
 		first, limit = refusedFirst, refusedMax
 	}
-	wait := backoff(f.count, first, limit)
-	f.asked = now.Add(retryAfter)
-	f.until = now.Add(max(wait, retryAfter))
+	share := 1 - backoffJitter*rand.Float64() //nolint:gosec // no secret
+	after := func(wait time.Duration) time.Time { return now.Add(time.Duration(float64(wait) * share)) }
+	f.until = after(backoff(f.count, first, limit))
 	f.ifWanted = f.until
 	if f.class != tokenprovider.Refused {
-		f.ifWanted = now.Add(backoff(f.count, first, transientWanted))
+		f.ifWanted = after(backoff(f.count, first, transientWanted))
+	}
+	f.notBefore = now.Add(retryAfter)
+	if f.until.Before(f.notBefore) {
+		f.until = f.notBefore
 	}
 	return f
 }
 
-// backoff returns the wait after the n-th failure in a row: doubled each time,
-// and up to a fifth shorter at random so that instances do not march in step.
+// backoff returns the wait after the n-th failure in a row: doubled each time.
 func backoff(n int, first, limit time.Duration) time.Duration {
-	wait := limit
-	if n < 16 { // far beyond any limit, and no overflow
-		wait = min(first<<(n-1), limit)
+	wait := first
+	for ; n > 1 && wait < limit; n-- {
+		wait *= 2
 	}
-	return wait - time.Duration(rand.Int64N(int64(wait)/5+1)) //nolint:gosec // no secret
+	return min(wait, limit)
 }
 
 // shortenWait ends the wait at then, but not before the server allows another
 // token request, and reports whether the wait is shorter now.
 func (f *failure) shortenWait(then time.Time) bool {
-	if then.Before(f.asked) {
-		then = f.asked
+	if then.Before(f.notBefore) {
+		then = f.notBefore
 	}
 	if !f.until.After(then) {
 		return false
@@ -134,6 +140,9 @@ type budget struct {
 }
 
 const budgetSize = 5
+
+// refund puts back what a token request took that was not sent.
+func (b *budget) refund() { b.left++ }
 
 // take takes one token request out of the bucket and returns how long it has
 // to wait for it.

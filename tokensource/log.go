@@ -16,7 +16,9 @@ const repeatEvery = time.Minute
 // logger logs changes of state, not events: the first of many failures, and
 // their end.
 type logger struct {
-	logger *zap.Logger
+	logger     *zap.Logger
+	credential string
+	provider   string
 
 	repeated atomic.Int64 // when a failure was last logged, Unix nanoseconds
 	usable   atomic.Bool  // there was a live token then
@@ -24,10 +26,16 @@ type logger struct {
 	failing  *failure     // the last one, until a token comes. mu of the state is held.
 }
 
+// named returns the logger with the fields that each line has. A logger with
+// fields takes more memory than all else of a source, so none is kept.
+func (l *logger) named() *zap.Logger {
+	return l.logger.With(zap.String("credential", l.credential), zap.String("provider", l.provider))
+}
+
 // obtained logs a new token: at debug, or at info where it ends an outage.
-func (l *logger) obtained(f *tokenRequest, t *tokenprovider.Token, asked []string, before *failure, now time.Time) {
+func (l *logger) obtained(r *tokenRequest, t *tokenprovider.Token, asked []string, before *failure, now time.Time) {
 	fields := []zap.Field{
-		zap.String("trigger", f.trigger),
+		zap.String("trigger", r.trigger),
 		zap.Duration("lifetime", t.Expires.Sub(t.Issued)),
 	}
 	if before == nil {
@@ -35,11 +43,11 @@ func (l *logger) obtained(f *tokenRequest, t *tokenprovider.Token, asked []strin
 	}
 	l.failing = nil
 	if before != nil {
-		l.logger.Info("token endpoint issues tokens again", append(fields,
+		l.named().Info("token endpoint issues tokens again", append(fields,
 			zap.Duration("outage", now.Sub(before.since)),
 			zap.Int("attempts", before.count+1))...)
-	} else if c := l.logger.Check(zap.DebugLevel, "obtained a token"); c != nil {
-		c.Write(fields...)
+	} else if l.logger.Core().Enabled(zap.DebugLevel) {
+		l.named().Debug("obtained a token", fields...)
 	}
 
 	missing := narrower(asked, t.Scopes)
@@ -47,25 +55,25 @@ func (l *logger) obtained(f *tokenRequest, t *tokenprovider.Token, asked []strin
 		return
 	}
 	if len(missing) > 0 {
-		l.logger.Warn("the authorization server granted less than was asked for; requests that need the rest will be refused",
+		l.named().Warn("the authorization server granted less than was asked for; requests that need the rest will be refused",
 			zap.Strings("scopes_missing", missing)) // not those granted: they are what the server sent
 	}
 	if t.ExpiryAssumed {
-		l.logger.Warn("the token response tells no lifetime (expires_in); assuming a short one",
+		l.named().Warn("the token response tells no lifetime (expires_in); assuming a short one",
 			zap.Duration("lifetime", t.Expires.Sub(t.Issued)))
 	}
 }
 
 // failed logs a failed token request if it is the first, of another kind than
 // the one before, or the last log line is long ago.
-func (l *logger) failed(f *tokenRequest, before *failure, now time.Time, live bool) {
-	l.failing = f.failure
+func (l *logger) failed(r *tokenRequest, before *failure, now time.Time, live bool) {
+	l.failing = r.failure
 	// while a config starts, its own servers may not be up yet: the first try
 	// of all is allowed to fail
-	early := f.trigger == triggerWarmup && before == nil && f.failure.class == tokenprovider.Transient
+	early := r.trigger == triggerWarmup && before == nil && r.failure.class == tokenprovider.Transient
 	last := time.Unix(0, l.repeated.Load())
 	lost := l.usable.Swap(live) && !live // what was a warning is an error now
-	if before != nil && !lost && sameKind(before.err, f.failure.err) && now.Sub(last) < repeatEvery {
+	if before != nil && !lost && sameKind(before.err, r.failure.err) && now.Sub(last) < repeatEvery {
 		return
 	}
 	if !early {
@@ -73,30 +81,30 @@ func (l *logger) failed(f *tokenRequest, before *failure, now time.Time, live bo
 	}
 
 	fields := []zap.Field{
-		zap.String("trigger", f.trigger),
-		zap.Int("attempt", f.failure.count),
-		zap.Duration("next_attempt", f.failure.until.Sub(now)),
-		zap.Error(f.failure.err),
-		zap.String("advice", tokenprovider.Advice(f.failure.err)),
+		zap.String("trigger", r.trigger),
+		zap.Int("attempt", r.failure.count),
+		zap.Duration("next_attempt", r.failure.until.Sub(now)),
+		zap.Error(r.failure.err),
+		zap.String("advice", tokenprovider.Advice(r.failure.err)),
 	}
-	if e, ok := errors.AsType[*tokenprovider.Error](f.failure.err); ok {
+	if e, ok := errors.AsType[*tokenprovider.Error](r.failure.err); ok {
 		fields = append(fields, zap.Int("status", e.Status), zap.String("error_code", e.Code))
 	}
 	switch {
 	case early:
-		l.logger.Warn("no first token yet; trying again", fields...)
+		l.named().Warn("no first token yet; trying again", fields...)
 	case live:
-		l.logger.Warn("could not refresh the token; the present one is used until it expires", fields...)
-	case f.failure.class == tokenprovider.Refused:
-		l.logger.Error("the authorization server refuses the credential; requests fail until it is corrected", fields...)
+		l.named().Warn("could not refresh the token; the present one is used until it expires", fields...)
+	case r.failure.class == tokenprovider.Refused:
+		l.named().Error("the authorization server refuses the credential; requests fail until it is corrected", fields...)
 	default:
-		l.logger.Error("could not get a token; requests fail until one comes", fields...)
+		l.named().Error("could not get a token; requests fail until one comes", fields...)
 	}
 }
 
 // held logs that a fresh token was rejected as well.
 func (l *logger) held(until, now time.Time) {
-	l.logger.Warn("the API rejects a fresh token as well; 401 answers ask for no other for a while",
+	l.named().Warn("the API rejects a fresh token as well; 401 answers ask for no other for a while",
 		zap.Duration("hold", until.Sub(now)),
 		zap.String("advice", "check that the token is for this API: audience, region, scopes, and whether the key may be used from this address"))
 }
@@ -104,7 +112,7 @@ func (l *logger) held(until, now time.Time) {
 // panicked logs a defect of a provider. The value of the panic is left out: it
 // could be anything.
 func (l *logger) panicked() {
-	l.logger.Error("a token request ended in a panic; please report this", zap.Stack("stack"))
+	l.named().Error("a token request ended in a panic; please report this", zap.Stack("stack"))
 }
 
 func sameKind(a, b error) bool {

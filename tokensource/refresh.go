@@ -1,7 +1,6 @@
 package tokensource
 
 import (
-	"context"
 	"slices"
 	"time"
 
@@ -9,111 +8,104 @@ import (
 )
 
 // jitterPart of the time before expiry varies at random, so that instances
-// which started together do not refresh together.
+// that started together do not refresh together.
 const jitterPart = 0.1
 
-// Start fetches the first token in the background and keeps it fresh until Stop.
-// A credential that was refused before gets another chance: somebody may just
-// have loaded a config that mends it.
+// Start requests the first token in the background and keeps it fresh until
+// Stop. A credential that was refused before gets another chance: somebody may
+// just have loaded a config that corrects it.
 func (s *Source) Start() {
-	ctx, cancel := context.WithCancel(context.Background())
-	s.stop = cancel
-
 	st := s.state
 	st.mu.Lock()
+	defer st.mu.Unlock()
 	if st.failure != nil && st.failure.class == tokenprovider.Refused {
 		st.failure = nil
 	}
 	st.lastUse = time.Now()
-	s.revokeOnRetire = new(revokeOnRetire)
-	if revoker, ok := s.opts.Provider.(tokenprovider.Revoker); ok && s.opts.RevokeOnStop {
-		client := s.opts.Client
-		s.revokeOnRetire.revoke = func(ctx context.Context, token tokenprovider.Secret) error {
-			return revoker.Revoke(ctx, client, token)
-		}
-	}
-	st.retirements = append(st.retirements, s.revokeOnRetire)
-	st.mu.Unlock()
-
-	s.done.Go(func() { s.keepFresh(ctx) })
+	st.started = append(st.started, s)
+	s.reschedule(st.lastUse)
 }
 
 // Stop ends the refreshing. Requests that still drain get tokens all the same.
+// With the last config that uses the state, a token request that has not been
+// sent is dropped unless a client waits for it.
 func (s *Source) Stop() {
-	if s.stop == nil {
-		return
-	}
-	s.stop()
-	s.done.Wait()
-
-	// the last one stays, for Retire; that of a config which was rejected after
-	// it had started is not the last
 	st := s.state
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if len(st.retirements) > 1 {
-		st.retirements = slices.DeleteFunc(st.retirements, func(f *revokeOnRetire) bool { return f == s.revokeOnRetire })
+	i := slices.Index(st.started, s)
+	if i < 0 {
+		return
+	}
+	st.started = slices.Delete(st.started, i, i+1)
+	s.opts.Refresher.remove(s)
+	if len(st.started) > 0 {
+		return
+	}
+	st.started = nil
+	st.revoke = s.revoke()
+	if r := st.request; r != nil && r.source.opts.Endpoint.withdraw(r) {
+		st.budget.refund()
+		st.request = nil
+		close(r.done)
 	}
 }
 
-// keepFresh starts a token request whenever one is due.
-func (s *Source) keepFresh(ctx context.Context) {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	st := s.state
-	for ctx.Err() == nil {
-		st.mu.Lock()
-		trigger, due, ok := s.next(time.Now())
-		wait := time.Until(due)
-		if ok && wait <= 0 {
-			s.startRequest(trigger)
-			ok = false
-		}
-		changed := st.changed
-		st.mu.Unlock()
-
-		timer.Stop()
-		if ok {
-			timer.Reset(wait)
-		}
-		select {
-		case <-timer.C:
-		case <-changed:
-		case <-ctx.Done():
-		}
+// reschedule has each source of a config that runs look again at when a token
+// request is due. mu is held.
+func (st *State) reschedule() {
+	now := time.Now()
+	for _, s := range st.started {
+		s.reschedule(now)
 	}
 }
 
-// next returns the token request that is due next in the background, and when;
-// ok is false if none is before something changes. mu is held.
-func (s *Source) next(now time.Time) (trigger string, due time.Time, ok bool) {
+// reschedule schedules the next token request in the background. mu is held.
+func (s *Source) reschedule(now time.Time) {
+	if s.state.request != nil {
+		s.opts.Refresher.remove(s) // until that has ended
+		return
+	}
+	s.opts.Refresher.set(s, s.next(now))
+}
+
+// refresh starts a token request if one is due in the background.
+func (s *Source) refresh() {
 	st := s.state
-	if st.request != nil {
-		return "", due, false
+	now := time.Now()
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.request != nil || !slices.Contains(st.started, s) {
+		return
 	}
-	t := st.current.Load()
-	trigger, due = triggerRefresh, now
-	if st.lifetime == 0 {
-		trigger = triggerWarmup
+	if due := s.next(now); now.Before(due) {
+		s.opts.Refresher.set(s, due)
+		return
 	}
-	if t.live() {
+	// due, unless nobody has wanted a token for a whole lifetime
+	if t := st.current.Load(); t != nil && t.used.Swap(false) {
+		st.lastUse = now
+	}
+	switch {
+	case st.lifetime == 0:
+		s.startRequest(triggerWarmup)
+	case now.Sub(st.lastUse) < st.lifetime:
+		s.startRequest(triggerRefresh)
+	}
+}
+
+// next returns when the next token request in the background is due, if the
+// credential is in use. mu is held, and no token request is under way.
+func (s *Source) next(now time.Time) time.Time {
+	st := s.state
+	due := now
+	if t := st.current.Load(); t.live() {
 		due = s.refreshAt(t)
 	}
 	if st.failure != nil && st.failure.until.After(due) {
 		due = st.failure.until
 	}
-	if now.Before(due) {
-		return trigger, due, true
-	}
-
-	// due, unless nobody has wanted a token for a whole lifetime
-	if t != nil && t.used.Swap(false) {
-		st.lastUse = now
-	}
-	if st.lifetime != 0 && now.Sub(st.lastUse) >= st.lifetime {
-		return "", due, false
-	}
-	return trigger, due, true
+	return due
 }
 
 // refreshAt returns when t is to be replaced.

@@ -9,40 +9,42 @@ const (
 	holdFirst = 30 * time.Second
 	holdMax   = 10 * time.Minute
 
-	// enough401 in a row on a token that worked before look like a revoked
-	// token rather than like one endpoint that always says 401.
+	// enough401 answers in a row on a token that worked before look like a
+	// revoked token rather than like one endpoint that always says 401.
 	enough401 = 5
 )
 
-// hold keeps 401 answers from asking for tokens again and again, where a fresh
-// token does not help: an API that always says 401, or one endpoint that does.
+// refreshHold keeps 401 answers from causing token requests again and again
+// where a fresh token does not help: an API that always says 401, or one
+// endpoint that does.
 type refreshHold struct {
 	until     time.Time
-	renewals  int // times the hold was renewed without a replay that succeeded
-	overrides int // times it was broken since, for 401 in a row
+	renewals  int // how often it was renewed without a replay that succeeded
+	overrides int // how often 401 answers in a row have overridden it since
 }
 
 // renew starts the hold, or doubles it.
 func (h *refreshHold) renew(now time.Time) {
-	h.until = now.Add(min(holdFirst<<min(h.renewals, 10), holdMax))
 	h.renewals++
+	h.until = now.Add(backoff(h.renewals, holdFirst, holdMax))
 }
 
-// allows reports whether a 401 on t may ask for another token.
+// allows reports whether a 401 on t may cause a token request.
 func (h *refreshHold) allows(t *Token, now time.Time) bool {
 	if !now.Before(h.until) {
 		return true
 	}
 	// each time this proves wrong it takes twice as many: a busy endpoint that
 	// always says 401 beside a quiet one that does not also sends runs of them
-	if !t.worked.Load() || int(t.streak.Load()) < enough401<<min(h.overrides, 16) {
+	if !t.worked.Load() || int64(t.streak.Load()) < enough401<<h.overrides {
 		return false
 	}
 	h.overrides++
 	return true
 }
 
-// Accepted notes that something but 401 came back for a request that carried t.
+// Accepted notes that something other than 401 came back for a request that
+// carried t; replay says that it was the second try of a request.
 func (s *Source) Accepted(t *Token, replay bool) {
 	if t.streak.Load() != 0 {
 		t.streak.Store(0)
@@ -51,17 +53,14 @@ func (s *Source) Accepted(t *Token, replay bool) {
 		t.worked.Store(true)
 	}
 	if replay {
-		// a fresh token helped: the API means its 401
-		s.state.mu.Lock()
-		s.state.refreshHold = refreshHold{}
-		s.state.mu.Unlock()
+		s.state.replayed.Store(true)
 	}
 }
 
 // Rejected notes that 401 came back for a request that carried t, and has the
-// token replaced unless that is held back. It returns the flight of the token
-// to replay the request with, or nil: then the 401 is the answer. Only the
-// token that was rejected is taken out of use, never one that came after it.
+// token replaced unless that is held back. It returns the token to replay the
+// request with, or nil: then the 401 is the answer. Only the token that was
+// rejected is taken out of use, never one that came after it.
 func (s *Source) Rejected(t *Token, replay bool) *Fresh {
 	st := s.state
 	now := time.Now()
@@ -73,16 +72,18 @@ func (s *Source) Rejected(t *Token, replay bool) *Fresh {
 	switch {
 	case current == t:
 	case replay:
-		return nil // late word of a token that is gone
+		return nil // about a token that was replaced meanwhile
 	case current.live():
 		return &Fresh{source: s, token: current}
 	case st.request != nil:
-		st.request.after401 = true
-		return &Fresh{source: s, request: st.request, remembered: st.failure}
+		return s.replacement()
 	default:
 		return nil // the replacement has failed
 	}
 
+	if st.replayed.Swap(false) { // a fresh token helped: the API means its 401
+		st.refreshHold = refreshHold{}
+	}
 	if t.after401 && !t.held && (replay || !t.worked.Load()) {
 		t.held = true
 		st.refreshHold.renew(now)
@@ -97,18 +98,25 @@ func (s *Source) Rejected(t *Token, replay bool) *Fresh {
 		// endpoint rejects it, until too many say the same.
 		if t.streak.Load() >= enough401 {
 			st.current.Store(nil)
-			st.wake()
+			st.reschedule()
 		}
 		return nil
 	}
 
 	st.current.Store(nil)
 	st.rejected = t
-	if st.request == nil {
-		s.startRequest(triggerRejected)
-	}
-	st.request.after401 = true
-	return &Fresh{source: s, request: st.request, remembered: st.failure, First: true}
+	fresh := s.replacement()
+	fresh.First = true
+	return fresh
+}
+
+// replacement returns the token to come in place of one that was rejected. mu
+// is held.
+func (s *Source) replacement() *Fresh {
+	remembered := s.state.failure
+	r := s.requestToWaitFor(triggerRejected)
+	r.after401 = true
+	return &Fresh{source: s, request: r, remembered: remembered}
 }
 
 // Fresh is a token to replay a request with, perhaps still to come.
@@ -118,7 +126,7 @@ type Fresh struct {
 	request    *tokenRequest
 	remembered *failure
 
-	// First says that it was this 401 that took the token out of use.
+	// First reports whether it was this 401 that took the token out of use.
 	First bool
 }
 

@@ -1,6 +1,6 @@
 // Package tokensource keeps one live token per credential: cached, refreshed
-// before it expires, asked for once however many wait for it, and not asked
-// for more often than the authorization server can bear.
+// before it expires, requested once however many wait for it, and not
+// requested more often than the authorization server can bear.
 //
 // A Source belongs to one config; the State behind it survives reloads.
 package tokensource
@@ -9,7 +9,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -38,6 +37,14 @@ type Options struct {
 	// State survives the config.
 	State *State
 
+	// Refresher starts the refreshes, and those of other sources with it.
+	// nil: one of its own.
+	Refresher *Refresher
+
+	// Endpoint bounds the token requests of all sources that use the same token
+	// endpoint. nil: one of its own.
+	Endpoint *Endpoint
+
 	// RefreshBefore is how long before its expiry a token is replaced, at most
 	// half of its lifetime. 0: a third of the lifetime.
 	RefreshBefore time.Duration
@@ -58,27 +65,29 @@ type Options struct {
 
 // Source hands out the live token of one credential.
 type Source struct {
-	opts  Options
-	state *State
-	log   *logger
-
-	stop           context.CancelFunc // ends the refreshing; nil before Start
-	done           sync.WaitGroup
-	revokeOnRetire *revokeOnRetire
+	opts     Options
+	state    *State
+	log      logger
+	schedule schedule
 }
 
-// New returns a source. It asks for a token when Start is called or a request needs one.
+// New returns a source. It requests a token when Start is called or a request
+// needs one.
 func New(opts Options) *Source {
 	if opts.TokenTimeout == 0 {
 		opts.TokenTimeout = DefaultTokenTimeout
 	}
-	if opts.OnOutcome == nil {
-		opts.OnOutcome = func(Outcome) {}
+	if opts.Refresher == nil {
+		opts.Refresher = NewRefresher()
+	}
+	if opts.Endpoint == nil {
+		opts.Endpoint = NewEndpoint()
 	}
 	return &Source{
-		opts:  opts,
-		state: opts.State,
-		log:   &logger{logger: opts.Logger.With(zap.String("credential", opts.Name), zap.String("provider", opts.Provider.Grant().Provider))},
+		opts:     opts,
+		state:    opts.State,
+		log:      logger{logger: opts.Logger, credential: opts.Name, provider: opts.Provider.Grant().Provider},
+		schedule: schedule{index: unscheduled},
 	}
 }
 
@@ -91,7 +100,7 @@ func (s *Source) Provider() tokenprovider.Provider { return s.opts.Provider }
 // Live returns the live token, or nil: an atomic load and a look at the clock.
 func (s *Source) Live() *Token {
 	t := s.state.current.Load()
-	if t == nil || time.Until(t.Expires) <= 0 {
+	if !t.live() {
 		return nil
 	}
 	if !t.used.Load() {
@@ -111,8 +120,8 @@ func (s *Source) Token(ctx context.Context) (*Token, error) {
 	return s.wait(ctx)
 }
 
-// firstUse notes that the credential is not idle, once per token: had it been
-// taken for idle, the refresh is due now.
+// firstUse notes, once per token, that the credential is not idle. If it was
+// taken to be idle, a refresh may be due now.
 func (s *Source) firstUse(t *Token) {
 	st := s.state
 	st.mu.Lock()
@@ -121,10 +130,10 @@ func (s *Source) firstUse(t *Token) {
 		return
 	}
 	st.lastUse = time.Now()
-	st.wake()
+	st.reschedule()
 }
 
-// wait returns the token of the request under way or of a new one.
+// wait returns the token of the request under way, or of a new one.
 func (s *Source) wait(ctx context.Context) (*Token, error) {
 	st := s.state
 	now := time.Now()
@@ -139,36 +148,33 @@ func (s *Source) wait(ctx context.Context) (*Token, error) {
 		st.failure = nil
 	}
 	remembered := st.failure
-	f := st.request
-	if f == nil {
-		if remembered != nil && now.Before(remembered.until) {
-			defer st.mu.Unlock()
-			return nil, s.unavailable(remembered)
-		}
-		f = s.startRequest(triggerDemand)
+	if st.request == nil && remembered != nil && now.Before(remembered.until) {
+		defer st.mu.Unlock()
+		return nil, s.unavailable(remembered)
 	}
+	r := s.requestToWaitFor(triggerDemand)
 	st.mu.Unlock()
 
-	return s.join(ctx, f, remembered)
+	return s.join(ctx, r, remembered)
 }
 
-// join waits for f.
-func (s *Source) join(ctx context.Context, f *tokenRequest, remembered *failure) (*Token, error) {
-	var patience <-chan time.Time
+// join waits for r.
+func (s *Source) join(ctx context.Context, r *tokenRequest, remembered *failure) (*Token, error) {
+	var timeout <-chan time.Time
 	if remembered != nil {
 		timer := time.NewTimer(rememberedWait)
 		defer timer.Stop()
-		patience = timer.C
+		timeout = timer.C
 	}
 	failed := remembered
 	select {
-	case <-f.done:
-		if f.failure == nil {
-			f.token.used.Store(true)
-			return f.token, nil
+	case <-r.done:
+		if r.failure == nil {
+			r.token.used.Store(true)
+			return r.token, nil
 		}
-		failed = f.failure
-	case <-patience:
+		failed = r.failure
+	case <-timeout:
 	case <-ctx.Done():
 		return nil, fmt.Errorf("waiting for a token of credential %s: %w", s.opts.Name, context.Cause(ctx))
 	}
@@ -177,17 +183,18 @@ func (s *Source) join(ctx context.Context, f *tokenRequest, remembered *failure)
 	return nil, s.unavailable(failed)
 }
 
-// unavailable returns f as a request that fails with it sees it, and has the next
-// token request made sooner for its sake. mu is held.
+// unavailable returns f as the error of a request that fails for lack of a
+// token, and shortens the wait for the next token request, since one is wanted.
+// mu is held.
 func (s *Source) unavailable(f *failure) *Error {
 	if f.shortenWait(f.ifWanted) {
-		s.state.wake()
+		s.state.reschedule()
 	}
 	return f.error(s.opts.Name, time.Now())
 }
 
 // InUse notes that a request carries t, and returns what to call when the API
-// has answered it. A token is revoked only when no request carries it.
+// has answered it. A token is not revoked while a request carries it.
 func (s *Source) InUse(t *Token) (done func()) {
 	if !s.opts.RevokeOnStop {
 		return func() {}

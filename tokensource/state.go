@@ -22,39 +22,46 @@ type State struct {
 	current atomic.Pointer[Token]
 
 	mu          sync.Mutex
-	request     *tokenRequest     // the token request under way, or nil
-	failure     *failure          // of the last token request; nil once one succeeded
-	rejected    *Token            // taken out of use by a 401, put back if no other can be had
-	refreshHold refreshHold       // keeps 401 from asking for tokens again and again
-	budget      budget            // keeps anything from doing so
-	lastUse     time.Time         // about when a request last wanted a token
-	lifetime    time.Duration     // of the last token; 0 before the first
-	requests    int64             // token requests so far
-	failures    int64             // of them failed
-	changed     chan struct{}     // closed and replaced whenever any of this changes
-	retirements []*revokeOnRetire // of those that keep the token fresh, and of the last that did
+	request     *tokenRequest // the token request under way, or nil
+	failure     *failure      // of the last token request; nil once one succeeded
+	rejected    *Token        // taken out of use by a 401, put back if no other can be had
+	refreshHold refreshHold   // keeps 401 answers from causing token requests again and again
+	budget      budget        // keeps anything from doing so
+	lastUse     time.Time     // about when a request last wanted a token
+	lifetime    time.Duration // of the last token; 0 before the first
+	requests    int64         // token requests so far
+	failures    int64         // of them failed
+	started     []*Source     // those that keep the token fresh: more than one during a reload
+	revoke      revokeFunc    // as the last of them had it, once all are stopped
+
+	// replayed: a request that was answered 401 succeeded with a fresh token
+	// since the last 401. The hot path sets it, so it needs no lock.
+	replayed atomic.Bool
 }
 
 // NewState returns the state of a credential that has no token yet.
 func NewState() *State {
-	return &State{budget: budget{left: budgetSize}, changed: make(chan struct{})}
+	return &State{budget: budget{left: budgetSize}}
 }
 
-// Retire revokes the token, where a source was started that asks for it: once
-// no token request is under way and no request carries the token any more, or
-// when ctx ends. Requests that still drain can go on using the state; what
-// they need another token for, they get.
+// revokeFunc revokes a token; nil: it is left to expire.
+type revokeFunc func(context.Context, tokenprovider.Secret) error
+
+// Retire revokes the token, if the source that was started last has
+// RevokeOnStop: once no token request is under way and no request carries the
+// token any more, or when ctx ends. Requests that still drain can go on using
+// the state: if they need another token, they get one.
 func (st *State) Retire(ctx context.Context) error {
 	st.mu.Lock()
-	var revoke func(context.Context, tokenprovider.Secret) error
-	if n := len(st.retirements); n > 0 {
-		revoke = st.retirements[n-1].revoke
+	revoke := st.revoke
+	if n := len(st.started); n > 0 {
+		revoke = st.started[n-1].revoke()
 	}
 	for revoke != nil && st.request != nil && ctx.Err() == nil {
-		changed := st.changed
+		done := st.request.done
 		st.mu.Unlock()
 		select {
-		case <-changed:
+		case <-done:
 		case <-ctx.Done():
 		}
 		st.mu.Lock()
@@ -65,7 +72,7 @@ func (st *State) Retire(ctx context.Context) error {
 		return nil
 	}
 	st.current.Store(nil)
-	st.wake()
+	st.reschedule()
 	st.mu.Unlock()
 
 	if err := t.waitUnused(ctx); err != nil {
@@ -74,9 +81,16 @@ func (st *State) Retire(ctx context.Context) error {
 	return revoke(ctx, t.Value)
 }
 
-// revokeOnRetire is what a source wants done with the token in the end.
-type revokeOnRetire struct {
-	revoke func(context.Context, tokenprovider.Secret) error // nil: it is left to expire
+// revoke returns what is to be done with the token once the state is retired.
+func (s *Source) revoke() revokeFunc {
+	revoker, ok := s.opts.Provider.(tokenprovider.Revoker)
+	if !ok || !s.opts.RevokeOnStop {
+		return nil
+	}
+	client := s.opts.Client // and no more: the state outlives the config
+	return func(ctx context.Context, token tokenprovider.Secret) error {
+		return revoker.Revoke(ctx, client, token)
+	}
 }
 
 // Current returns the live token, or nil.
@@ -92,12 +106,6 @@ func (st *State) String() string { return "tokensource.State" }
 
 // GoString implements fmt.GoStringer, for the same reason.
 func (st *State) GoString() string { return st.String() }
-
-// wake tells everyone who waits for a change to look again. mu is held.
-func (st *State) wake() {
-	close(st.changed)
-	st.changed = make(chan struct{})
-}
 
 // Token is a token in use.
 type Token struct {
@@ -121,8 +129,8 @@ type Token struct {
 // the caller must not change it.
 func (t *Token) Authorization() []string { return t.header }
 
-// waitUnused waits until no request carries t. It looks now and again: nobody
-// waits for it, and a signal would cost every request.
+// waitUnused waits until no request carries t. It polls: no client waits for
+// it, and a signal would cost every request.
 func (t *Token) waitUnused(ctx context.Context) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -153,8 +161,8 @@ var fingerprintKey = sync.OnceValue(func() []byte {
 	return key
 })
 
-// Fingerprint tells one set of secrets from another without revealing either:
-// an HMAC under a key of this process.
+// Fingerprint returns the same for the same secrets only, and reveals none of
+// them: an HMAC under a key of this process.
 func Fingerprint(secrets []tokenprovider.Secret) [32]byte {
 	mac := hmac.New(sha256.New, fingerprintKey())
 	for _, s := range secrets {

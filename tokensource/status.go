@@ -81,12 +81,9 @@ func (s *Source) Refresh(ctx context.Context) error {
 		again.count, again.until = 0, time.Time{}
 		st.failure = &again
 	}
-	f := st.request
-	if f == nil {
-		f = s.startRequest(triggerRefresh)
-	}
+	r := s.requestToWaitFor(triggerRefresh)
 	st.mu.Unlock()
-	_, err := s.join(ctx, f, nil)
+	_, err := s.join(ctx, r, nil)
 	return err
 }
 
@@ -111,7 +108,7 @@ func (s *Source) Revoke(ctx context.Context) error {
 		return ErrNoToken
 	}
 	st.current.Store(nil)
-	st.wake()
+	st.reschedule()
 	st.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, s.opts.TokenTimeout)
 	defer cancel()
