@@ -274,6 +274,7 @@ func TestTokenRequestIsMadeWhenTheTokenExpires(t *testing.T) {
 				i.set(func(i *issuer) { i.err = down })
 				time.Sleep(62 * time.Second)
 				// 0.5 1 2 4 8 s after the refresh at 40 s or a little later
+				synctest.Wait()
 				atExpiry := slices.ContainsFunc(i.requests, func(at time.Time) bool { return at.Sub(i.at(0)) == time.Minute })
 				if atExpiry != used {
 					t.Errorf("a token request when the token expires: %v, want %v", atExpiry, used)

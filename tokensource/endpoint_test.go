@@ -93,7 +93,10 @@ func TestRequestsThatClientsWaitForGoFirst(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, byHand := named("d")
+		synctest.Wait()
+		mu.Lock()
 		ended = nil
+		mu.Unlock()
 
 		busy(t, share, 500*time.Millisecond)
 		var warmups []*tokensource.Source
@@ -190,11 +193,9 @@ func TestTimeInTheQueueIsNotTheRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		share := sharing()
 		busy(t, share, 8*time.Second)
-		var outcome tokensource.Outcome
+		recorded, record := record()
 		i := &issuer{latency: 8 * time.Second, lifetime: time.Hour}
-		s := newSource(t, i, share, func(o *tokensource.Options) {
-			o.OnOutcome = func(got tokensource.Outcome) { outcome = got }
-		})
+		s := newSource(t, i, share, record)
 		// a client that gives up while it is queued
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
@@ -205,9 +206,8 @@ func TestTimeInTheQueueIsNotTheRequests(t *testing.T) {
 		if _, took, err := get(s); err != nil || took != 15*time.Second {
 			t.Errorf("error %v after %v, want a token after 15s", err, took)
 		}
-		synctest.Wait()
-		if outcome.Took != 8*time.Second {
-			t.Errorf("the token request took %v, want 8s", outcome.Took)
+		if got := recorded.all()[0].Took; got != 8*time.Second {
+			t.Errorf("the token request took %v, want 8s", got)
 		}
 		// its timeout counts from when it is sent
 		busy(t, share, 8*time.Second)
@@ -371,11 +371,8 @@ func TestRequestThatWaitedForTheBudgetQueuesWithThoseThatClientsWaitFor(t *testi
 func TestTimeoutShorterThanTheBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := &issuer{lifetime: time.Hour}
-		var outcomes []tokensource.Outcome
-		s := newSource(t, i, func(o *tokensource.Options) {
-			o.TokenTimeout = 400 * time.Millisecond
-			o.OnOutcome = func(got tokensource.Outcome) { outcomes = append(outcomes, got) }
-		})
+		recorded, record := record()
+		s := newSource(t, i, record, func(o *tokensource.Options) { o.TokenTimeout = 400 * time.Millisecond })
 		for range 5 {
 			_ = s.Refresh(t.Context())
 		}
@@ -385,7 +382,7 @@ func TestTimeoutShorterThanTheBudget(t *testing.T) {
 		if !errors.As(err, &cause) || cause.Class != tokenprovider.Transient || time.Since(start) != 400*time.Millisecond {
 			t.Errorf("got %v after %v, want a transient error after the timeout", err, time.Since(start))
 		}
-		if got := outcomes[len(outcomes)-1]; i.count() != 5 || got.Took != 0 || got.Err == nil || !got.Live {
+		if got := recorded.all()[5]; i.count() != 5 || got.Took != 0 || got.Err == nil || !got.Live {
 			t.Errorf("%d token requests, outcome %+v; want nothing sent", i.count(), got)
 		}
 		// the place in the budget was given back: 0.4 of it is there, and 0.2 s

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -132,6 +133,32 @@ func (i *issuer) waits() []time.Duration {
 		waits = append(waits, i.requests[n].Sub(i.requests[n-1]))
 	}
 	return waits
+}
+
+// recorded are the outcomes of token requests.
+type recorded struct {
+	mu       sync.Mutex
+	outcomes []tokensource.Outcome
+}
+
+// record returns an option that has the outcomes recorded.
+func record() (*recorded, func(*tokensource.Options)) {
+	r := new(recorded)
+	return r, func(o *tokensource.Options) {
+		o.OnOutcome = func(outcome tokensource.Outcome) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.outcomes = append(r.outcomes, outcome)
+		}
+	}
+}
+
+// all returns the outcomes of all token requests that have ended by now.
+func (r *recorded) all() []tokensource.Outcome {
+	synctest.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.outcomes)
 }
 
 // checkSpread checks that all samples of what varies at random are in a range

@@ -229,14 +229,12 @@ func TestTokenThatWasWaitedForIsInUse(t *testing.T) {
 
 func TestTriggers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var outcomes []tokensource.Outcome
+		recorded, record := record()
 		i := &issuer{latency: time.Second, lifetime: time.Minute}
-		s := newSource(t, i, func(o *tokensource.Options) {
-			o.OnOutcome = func(r tokensource.Outcome) { outcomes = append(outcomes, r) }
-		})
+		s := newSource(t, i, record)
 		check := func(want tokensource.Outcome) {
 			t.Helper()
-			synctest.Wait()
+			outcomes := recorded.all()
 			if len(outcomes) == 0 {
 				t.Fatal("no token request has ended")
 			}
@@ -280,15 +278,14 @@ func TestTriggers(t *testing.T) {
 
 func TestFirstTokenIsAskedForUntilThereIsOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var triggers []string
+		recorded, record := record()
 		i := &issuer{lifetime: time.Hour, err: down}
-		s := newSource(t, i, func(o *tokensource.Options) {
-			o.OnOutcome = func(r tokensource.Outcome) { triggers = append(triggers, r.Trigger) }
-		})
+		s := newSource(t, i, record)
 		s.Start()
 		time.Sleep(time.Second)
-		if fmt.Sprint(triggers) != "[warmup warmup]" {
-			t.Errorf("got %v, want two attempts at a first token", triggers)
+		got := recorded.all()
+		if len(got) != 2 || got[0].Trigger != "warmup" || got[1].Trigger != "warmup" {
+			t.Errorf("got %+v, want two attempts at a first token", got)
 		}
 		// nobody wants one: it goes on all the same
 		time.Sleep(24 * time.Hour)

@@ -287,11 +287,9 @@ func TestRejectionDuringARefresh(t *testing.T) {
 	for name, fails := range map[string]bool{"that succeeds": false, "that fails": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var outcomes []tokensource.Outcome
+				recorded, record := record()
 				i := &issuer{latency: time.Second, lifetime: time.Hour}
-				s := newSource(t, i, func(o *tokensource.Options) {
-					o.OnOutcome = func(r tokensource.Outcome) { outcomes = append(outcomes, r) }
-				})
+				s := newSource(t, i, record)
 				s.Start()
 				first, _ := s.Token(t.Context())
 				time.Sleep(time.Until(s.Status().Next))
@@ -312,7 +310,7 @@ func TestRejectionDuringARefresh(t *testing.T) {
 					t.Error("the rejected token is still in use")
 				}
 				token, err := fresh.Token(t.Context())
-				if i.count() != 2 || len(outcomes) != 2 || outcomes[1].Trigger != "refresh" {
+				if outcomes := recorded.all(); i.count() != 2 || len(outcomes) != 2 || outcomes[1].Trigger != "refresh" {
 					t.Errorf("%d token requests, want none beside the refresh", i.count())
 				}
 				if fails {
