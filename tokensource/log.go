@@ -23,7 +23,7 @@ type logger struct {
 	repeated atomic.Int64 // when a failure was last logged, Unix nanoseconds
 	usable   atomic.Bool  // there was a live token then
 	warned   atomic.Bool  // of what the server does with every token
-	failing  *failure     // the last one, until a token comes. mu of the state is held.
+	failing  *failure     // the last one, until there is a token; mu of the state is held
 }
 
 // named returns the logger with the fields that each line has. A logger with

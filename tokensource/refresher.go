@@ -7,8 +7,8 @@ import (
 )
 
 // Refresher starts the refreshes of all sources that share it, with one timer
-// for the next one that is due. It costs nothing per source but a place in a
-// heap, and runs no goroutine while none is due.
+// for the next one that is due. A source costs a place in a heap and no
+// goroutine; the refresher has one only while a source is due.
 type Refresher struct {
 	mu    sync.Mutex
 	due   dueHeap
@@ -26,7 +26,7 @@ type schedule struct {
 
 const unscheduled = -1
 
-// set has s refreshed at due, or earlier if something else is set meanwhile.
+// set has s refreshed at due, whatever was set before.
 func (r *Refresher) set(s *Source, due time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -41,15 +41,12 @@ func (r *Refresher) set(s *Source, due time.Time) {
 	}
 }
 
-// remove has s not refreshed until something else is set.
+// remove has s not refreshed until set is called again.
 func (r *Refresher) remove(s *Source) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if s.schedule.index != unscheduled {
 		heap.Remove(&r.due, s.schedule.index)
-	}
-	if len(r.due) == 0 && r.timer != nil {
-		r.timer.Stop()
 	}
 }
 
@@ -62,8 +59,8 @@ func (r *Refresher) startTimer(due time.Time) {
 	r.timer.Reset(time.Until(due))
 }
 
-// run refreshes what is due. A source may have been set to another time since
-// the timer was started.
+// run refreshes what is due, which may be nothing: a source may have been set
+// to a later time since the timer was started.
 func (r *Refresher) run() {
 	for s := r.next(); s != nil; s = r.next() {
 		s.refresh()

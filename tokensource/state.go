@@ -16,7 +16,8 @@ import (
 
 // State is what outlives a config: the token of one credential, the token
 // request under way, and what failed before. Sources of several configs share
-// it while one replaces another. It holds nothing that belongs to a config.
+// it while one replaces another. Once they are stopped, it holds nothing that
+// belongs to a config but what it takes to revoke the token.
 type State struct {
 	// current is the token in use, or nil. The hot path reads nothing else.
 	current atomic.Pointer[Token]
@@ -25,8 +26,8 @@ type State struct {
 	request     *tokenRequest // the token request under way, or nil
 	failure     *failure      // of the last token request; nil once one succeeded
 	rejected    *Token        // taken out of use by a 401, put back if no other can be had
-	refreshHold refreshHold   // keeps 401 answers from causing token requests again and again
-	budget      budget        // keeps anything from doing so
+	refreshHold refreshHold   // bounds the token requests that 401 answers cause
+	budget      budget        // bounds all token requests
 	lastUse     time.Time     // about when a request last wanted a token
 	lifetime    time.Duration // of the last token; 0 before the first
 	requests    int64         // token requests so far
@@ -114,15 +115,13 @@ type Token struct {
 	header []string // the value of Authorization
 	jitter float64  // of the refresh, in [0,1)
 
-	// after401 says that a 401 made us ask for this token.
-	after401 bool
-	// held says that the API rejected it all the same. mu of the state is held.
-	held bool
+	after401 bool // a 401 caused the token request
+	held     bool // it was answered 401 all the same; mu of the state is held
 
 	used   atomic.Bool  // a request has carried it
-	inUse  atomic.Int64 // by how many requests it is at the moment, where that matters
-	worked atomic.Bool  // something but 401 came back for it
-	streak atomic.Int32 // 401 in a row
+	inUse  atomic.Int64 // how many requests carry it, if the source has RevokeOnStop
+	worked atomic.Bool  // something other than 401 came back for it
+	streak atomic.Int32 // 401 answers in a row
 }
 
 // Authorization returns the header's value, to be set as it is. It is shared:
