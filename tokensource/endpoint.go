@@ -26,19 +26,17 @@ func NewEndpoint() *Endpoint { return new(Endpoint) }
 func (e *Endpoint) enqueue(r *tokenRequest) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if !r.unsent { // it was withdrawn
-		return
-	}
-	if e.running < MaxConcurrent {
+	switch {
+	case !r.unsent: // it was withdrawn
+	case e.running < MaxConcurrent:
 		e.running++
 		r.unsent = false
 		go r.source.run(r)
-		return
-	}
-	r.queued = true
-	if r.waited {
+	case r.waited:
+		r.queued = true
 		e.first = append(e.first, r)
-	} else {
+	default:
+		r.queued = true
 		e.rest = append(e.rest, r)
 	}
 }
@@ -47,13 +45,10 @@ func (e *Endpoint) enqueue(r *tokenRequest) {
 func (e *Endpoint) promote(r *tokenRequest) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if r.waited {
-		return
-	}
-	r.waited = true
-	if r.queued && r.unsent {
+	if !r.waited && r.queued && r.unsent {
 		e.first = append(e.first, r)
 	}
+	r.waited = true
 }
 
 // withdraw keeps r from being sent, unless it has been sent or a client waits

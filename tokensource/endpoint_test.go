@@ -280,18 +280,47 @@ func TestStoppedSourceLeavesTheQueue(t *testing.T) {
 				if got := r.count(); got != c.want {
 					t.Errorf("%d token requests, want %d", got, c.want)
 				}
-				// what was not sent costs nothing: all of the budget is left
-				_ = s.Refresh(t.Context())
-				_ = s.Refresh(t.Context())
-				_ = s.Refresh(t.Context())
-				_ = s.Refresh(t.Context())
-				start := time.Now()
-				if err := s.Refresh(t.Context()); err != nil || time.Since(start) != 0 {
-					t.Errorf("error %v after %v, want the budget unused", err, time.Since(start))
-				}
 			})
 		})
 	}
+}
+
+func TestRequestThatLeavesTheQueueCostsNoBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		share := sharing()
+		i := &issuer{lifetime: time.Nanosecond} // a refresh is due at once
+		s := newSource(t, i, share)
+		for range 4 {
+			_ = s.Refresh(t.Context())
+		}
+		time.Sleep(time.Nanosecond)
+		busy(t, share, 100*time.Millisecond)
+		s.Start()
+		synctest.Wait()
+		s.Stop()
+		time.Sleep(100 * time.Millisecond)
+		synctest.Wait()
+		if _, took, err := get(s); err != nil || took != 0 || i.count() != 5 {
+			t.Errorf("error %v after %v, %d token requests; want the fifth at once", err, took, i.count())
+		}
+	})
+}
+
+func TestRetireDoesNotWaitForARequestThatLeavesTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		share := sharing()
+		busy(t, share, 5*time.Second)
+		r := &revoker{issuer: &issuer{lifetime: time.Hour}}
+		state := tokensource.NewState()
+		s := newSource(t, r.issuer, share, func(o *tokensource.Options) { o.Provider, o.State, o.RevokeOnStop = r, state, true })
+		s.Start()
+		synctest.Wait()
+		time.AfterFunc(time.Second, s.Stop)
+		start := time.Now()
+		if err := state.Retire(t.Context()); err != nil || time.Since(start) != time.Second || r.count() != 0 {
+			t.Errorf("retired after %v with error %v, %d token requests; want it with the stop", time.Since(start), err, r.count())
+		}
+	})
 }
 
 func TestStoppedSourceDoesNotWaitForTheBudget(t *testing.T) {
@@ -344,6 +373,22 @@ func TestWaitForTheBudgetTakesNoPlace(t *testing.T) {
 		synctest.Wait()
 		if _, took, err := get(newSource(t, &issuer{lifetime: time.Hour}, share)); err != nil || took != 0 {
 			t.Errorf("error %v after %v, want a token at once", err, took)
+		}
+	})
+}
+
+func TestFreePlaceDoesNotShortenTheWaitForTheBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		share := sharing()
+		i := &issuer{lifetime: time.Hour}
+		s := newSource(t, i, share)
+		for range 5 {
+			_ = s.Refresh(t.Context())
+		}
+		// a token request of another source ends while s waits
+		newSource(t, &issuer{latency: 100 * time.Millisecond, lifetime: time.Hour}, share).Start()
+		if err := s.Refresh(t.Context()); err != nil || i.count() != 6 || i.at(5).Sub(i.at(0)) != time.Second {
+			t.Errorf("error %v, %d token requests, the last after %v; want it after a second", err, i.count(), i.at(i.count()-1).Sub(i.at(0)))
 		}
 	})
 }

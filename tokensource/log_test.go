@@ -191,6 +191,21 @@ func TestOngoingFailureIsLoggedOnceAMinute(t *testing.T) {
 	})
 }
 
+func TestFailureIsLoggedAgainAfterAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logs, option := observed()
+		s := newSource(t, &issuer{err: down}, option)
+		start := time.Now()
+		for n, after := range []time.Duration{0, time.Minute - 1, time.Minute, 2*time.Minute - 1, 2 * time.Minute} {
+			time.Sleep(time.Until(start.Add(after)))
+			_ = s.Refresh(t.Context())
+			if got, want := logs.Len(), n/2+1; got != want {
+				t.Errorf("%d lines after %v, want %d", got, after, want)
+			}
+		}
+	})
+}
+
 func TestEachKindOfFailureIsLogged(t *testing.T) {
 	provider := func(class tokenprovider.Class, status int, code string) error {
 		return &tokenprovider.Error{Class: class, Status: status, Code: code}

@@ -23,7 +23,7 @@ func (s *Source) Start() {
 	}
 	st.lastUse = time.Now()
 	st.started = append(st.started, s)
-	s.reschedule(st.lastUse)
+	st.reschedule()
 }
 
 // Stop ends the refreshing. Requests that still drain get tokens all the same.
@@ -42,7 +42,6 @@ func (s *Source) Stop() {
 	if len(st.started) > 0 {
 		return
 	}
-	st.started = nil
 	st.revoke = s.revoke()
 	if r := st.request; r != nil && r.source.opts.Endpoint.withdraw(r) {
 		st.budget.refund()
@@ -51,22 +50,13 @@ func (s *Source) Stop() {
 	}
 }
 
-// reschedule has each source of a config that runs look again at when a token
-// request is due. mu is held.
+// reschedule has each source that was started look again at when a token
+// request is due in the background. mu is held.
 func (st *State) reschedule() {
 	now := time.Now()
 	for _, s := range st.started {
-		s.reschedule(now)
+		s.opts.Refresher.set(s, s.next(now))
 	}
-}
-
-// reschedule schedules the next token request in the background. mu is held.
-func (s *Source) reschedule(now time.Time) {
-	if s.state.request != nil {
-		s.opts.Refresher.remove(s) // until that has ended
-		return
-	}
-	s.opts.Refresher.set(s, s.next(now))
 }
 
 // refresh starts a token request if one is due in the background.
@@ -75,12 +65,8 @@ func (s *Source) refresh() {
 	now := time.Now()
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.request != nil || !slices.Contains(st.started, s) {
-		return
-	}
-	if due := s.next(now); now.Before(due) {
-		s.opts.Refresher.set(s, due)
-		return
+	if st.request != nil || !slices.Contains(st.started, s) || now.Before(s.next(now)) {
+		return // whatever changed meanwhile has scheduled s again
 	}
 	// due, unless nobody has wanted a token for a whole lifetime
 	if t := st.current.Load(); t != nil && t.used.Swap(false) {
@@ -95,7 +81,7 @@ func (s *Source) refresh() {
 }
 
 // next returns when the next token request in the background is due, if the
-// credential is in use. mu is held, and no token request is under way.
+// credential is in use and no token request is under way. mu is held.
 func (s *Source) next(now time.Time) time.Time {
 	st := s.state
 	due := now

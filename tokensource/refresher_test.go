@@ -80,6 +80,51 @@ func TestSourcesStopInAnyOrder(t *testing.T) {
 	})
 }
 
+// TestRefreshThatIsNoLongerDue: between the moment that the timer fires and the
+// refresh, another config may have refreshed the token, or stopped this one.
+func TestRefreshThatIsNoLongerDue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := &issuer{lifetime: time.Minute}
+		s := newSource(t, i)
+		s.Start()
+		synctest.Wait()
+		s.RefreshIfDue()
+		synctest.Wait()
+		if got := i.count(); got != 1 {
+			t.Errorf("%d token requests, want 1: the token is fresh", got)
+		}
+		s.Stop()
+		time.Sleep(50 * time.Second)
+		s.RefreshIfDue()
+		synctest.Wait()
+		if got := i.count(); got != 1 {
+			t.Errorf("%d token requests, want 1: the source was stopped", got)
+		}
+	})
+}
+
+func TestRefresherForgetsStoppedSources(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		refresher := tokensource.NewRefresher()
+		var all []*tokensource.Source
+		for range 10 {
+			s := newSource(t, &issuer{lifetime: time.Hour}, func(o *tokensource.Options) { o.Refresher = refresher })
+			s.Start()
+			all = append(all, s)
+		}
+		synctest.Wait()
+		for n, s := range all {
+			if got := refresher.Len(); got != 10-n {
+				t.Errorf("%d sources are scheduled, want %d", got, 10-n)
+			}
+			s.Stop()
+		}
+		if got := refresher.Len(); got != 0 {
+			t.Errorf("%d sources are scheduled after they were stopped", got)
+		}
+	})
+}
+
 func TestIdleSourcesHaveNoGoroutine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const sources = 1000
