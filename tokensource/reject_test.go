@@ -358,6 +358,25 @@ func TestFreshTokenOfARefreshIsNotHeldBack(t *testing.T) {
 	})
 }
 
+func TestLateRejectionOfAFreshTokenHoldsNothingBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logs, option := observed()
+		s := newSource(t, &issuer{lifetime: time.Hour}, option)
+		first, _ := s.Token(t.Context())
+		second, _ := s.Rejected(first, false).Token(t.Context())
+		if err := s.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if s.Rejected(second, true) != nil {
+			t.Error("a second try is sent a third time")
+		}
+		checkSummary(t, logs)
+		if s.Rejected(s.Live(), false) == nil {
+			t.Error("the next 401 asks for no other token")
+		}
+	})
+}
+
 func TestLateRejectionOfATokenThatIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := &issuer{lifetime: time.Minute}
@@ -409,6 +428,12 @@ func TestFiveInARow(t *testing.T) {
 			}
 			if got := i.count(); got != 2 {
 				t.Errorf("%d token requests, want 2", got)
+			}
+			// from now on another is asked for in the background
+			time.Sleep(5 * time.Second)
+			synctest.Wait()
+			if got := i.count(); got != 3 {
+				t.Errorf("%d token requests after the wait, want 3", got)
 			}
 		})
 	})
