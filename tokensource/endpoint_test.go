@@ -413,6 +413,20 @@ func TestRequestThatWaitedForTheBudgetQueuesWithThoseThatClientsWaitFor(t *testi
 	})
 }
 
+func TestTimeoutAsLongAsTheWaitForTheBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := &issuer{lifetime: time.Hour}
+		s := newSource(t, i, func(o *tokensource.Options) { o.TokenTimeout = time.Second })
+		for range 5 {
+			_ = s.Refresh(t.Context())
+		}
+		start := time.Now()
+		if err := s.Refresh(t.Context()); err == nil || time.Since(start) != time.Second || i.count() != 5 {
+			t.Errorf("error %v after %v, %d token requests; want nothing sent", err, time.Since(start), i.count())
+		}
+	})
+}
+
 func TestTimeoutShorterThanTheBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := &issuer{lifetime: time.Hour}

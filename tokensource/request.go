@@ -69,7 +69,7 @@ func (s *Source) startRequest(trigger string) *tokenRequest {
 		source:  s,
 		trigger: trigger,
 		timeout: timeout - wait,
-		unsent:  wait < timeout,
+		unsent:  true,
 		done:    make(chan struct{}),
 	}
 	st.request = r
@@ -80,6 +80,7 @@ func (s *Source) startRequest(trigger string) *tokenRequest {
 	case wait < timeout:
 		time.AfterFunc(wait, func() { endpoint.enqueue(r) })
 	default:
+		r.unsent = false
 		time.AfterFunc(timeout, func() { s.giveUp(r) })
 	}
 	return r

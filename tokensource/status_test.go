@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -213,4 +214,98 @@ func TestRevokeAndIntrospect(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestRequestsAndFailuresAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := &issuer{lifetime: time.Hour, granted: []string{"read"}}
+		s := newSource(t, i)
+		if s.Name() != "test" || s.Provider() != i {
+			t.Errorf("name %q, provider %v", s.Name(), s.Provider())
+		}
+		for n, err := range []error{nil, down, refused, nil, down} {
+			i.set(func(i *issuer) { i.err = err })
+			_ = s.Refresh(t.Context())
+			got := s.Status()
+			if want := []int64{0, 1, 2, 2, 3}[n]; got.Requests != int64(n+1) || got.Failures != want {
+				t.Errorf("%d requests, %d failures; want %d, %d", got.Requests, got.Failures, n+1, want)
+			}
+			if !slices.Equal(got.Granted, i.granted) || got.Expires.Sub(got.Issued) != time.Hour {
+				t.Errorf("got %+v, want what the live token has", got)
+			}
+		}
+	})
+}
+
+func TestRevokedTokenIsReplacedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &ablerIssuer{issuer: &issuer{lifetime: time.Hour}, able: true}
+		s := newSource(t, a.issuer, func(o *tokensource.Options) { o.Provider = a })
+		s.Start()
+		// used first when it was not for more than a lifetime
+		time.Sleep(70 * time.Minute)
+		if s.Live() == nil || a.count() != 2 {
+			t.Fatalf("%d token requests, want 2", a.count())
+		}
+		time.Sleep(time.Minute)
+		if err := s.Revoke(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if got := s.Live(); got == nil || a.count() != 3 {
+			t.Errorf("live token %v after %d token requests, want the third", got, a.count())
+		}
+	})
+}
+
+func TestRevokedTokenStaysOutOfUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &ablerIssuer{issuer: &issuer{lifetime: time.Hour}, able: true}
+		s := newSource(t, a.issuer, func(o *tokensource.Options) { o.Provider = a })
+		token, _ := s.Token(t.Context())
+		// rejected once, and put back into use
+		a.set(func(i *issuer) { i.err = down })
+		_, _ = s.Rejected(token, false).Token(t.Context())
+		if s.Live() != token {
+			t.Fatal("the rejected token is not in use")
+		}
+		if err := s.Revoke(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Refresh(t.Context()); err == nil || s.Live() != nil {
+			t.Errorf("error %v, live token %v; want none", err, s.Live())
+		}
+	})
+}
+
+func TestIdleCredentialThatIsWantedIsExpired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := &issuer{lifetime: time.Hour}
+		s := newSource(t, i)
+		s.Start()
+		time.Sleep(4 * time.Hour)
+		i.set(func(i *issuer) { i.err = down })
+		if _, _, err := get(s); !errors.Is(err, down) {
+			t.Errorf("got %v, want the failure", err)
+		}
+		n := i.count()
+		if got := s.Status(); got.Phase != tokensource.PhaseExpired || got.Next.IsZero() {
+			t.Errorf("got %+v, want an expired credential, and the next attempt", got)
+		}
+		time.Sleep(time.Second)
+		if got := i.count(); got != n+1 {
+			t.Errorf("%d token requests in the second after that, want a retry", got-n)
+		}
+	})
+}
+
+func TestWithoutASecretNothingIsSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		missing := errors.New("client_secret: no such file")
+		i := &issuer{lifetime: time.Hour, noSecret: missing}
+		s := newSource(t, i)
+		if _, _, err := get(s); !errors.Is(err, missing) || i.count() != 0 {
+			t.Errorf("got %v after %d token requests, want %v and none", err, i.count(), missing)
+		}
+	})
 }
