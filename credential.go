@@ -134,6 +134,10 @@ var (
 
 	// metricsPool has what is measured, by name of the credential and provider.
 	metricsPool = caddy.NewUsagePool()
+
+	// endpoints bound the token requests of all credentials to one token
+	// endpoint, by its URL.
+	endpoints = caddy.NewUsagePool()
 )
 
 // acquireState returns the state of a credential, and what gives it up.
@@ -157,6 +161,16 @@ func acquireMetrics(name, provider string) (*credentialMetrics, func() error) {
 	pooled, _ := metricsPool.LoadOrStore(key, newCredentialMetrics(name, provider))
 	return pooled.(*credentialMetrics), func() error {
 		_, err := metricsPool.Delete(key)
+		return err
+	}
+}
+
+// acquireEndpoint returns what bounds the token requests to tokenURL, and what
+// gives it up.
+func acquireEndpoint(tokenURL string) (*tokensource.Endpoint, func() error) {
+	pooled, _ := endpoints.LoadOrStore(tokenURL, tokensource.NewEndpoint())
+	return pooled.(*tokensource.Endpoint), func() error {
+		_, err := endpoints.Delete(tokenURL)
 		return err
 	}
 }

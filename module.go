@@ -60,12 +60,13 @@ type App struct {
 	// Defaults for the options of every route.
 	RouteOptions
 
-	ctx     caddy.Context
-	logger  *zap.Logger
-	events  *caddyevents.App
-	memory  *replaybody.Memory
-	named   map[string]tokenprovider.Provider
-	started chan struct{} // closed by Start
+	ctx       caddy.Context
+	logger    *zap.Logger
+	events    *caddyevents.App
+	memory    *replaybody.Memory
+	refresher *tokensource.Refresher
+	named     map[string]tokenprovider.Provider
+	started   chan struct{} // closed by Start
 
 	mu         sync.Mutex
 	inUse      map[string]*activeCredential // by name
@@ -91,6 +92,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.named = make(map[string]tokenprovider.Provider)
 	a.inUse = make(map[string]*activeCredential)
 	a.byIdentity = make(map[string]*activeCredential)
+	a.refresher = tokensource.NewRefresher()
 	a.started = make(chan struct{})
 	a.memory = replaybody.NewMemory(defaultReplayMemory)
 	if a.ReplayMemory != nil {
@@ -230,12 +232,16 @@ func (a *App) activate(c *activeCredential, name string, provider tokenprovider.
 	grant := provider.Grant()
 	c.metrics, release = acquireMetrics(name, grant.Provider)
 	a.acquired = append(a.acquired, release)
+	endpoint, release := acquireEndpoint(grant.TokenURL)
+	a.acquired = append(a.acquired, release)
 
 	c.source = tokensource.New(tokensource.Options{
 		Name:          name,
 		Provider:      provider,
 		Client:        client,
 		State:         state,
+		Refresher:     a.refresher,
+		Endpoint:      endpoint,
 		RefreshBefore: time.Duration(c.options.RefreshBefore),
 		TokenTimeout:  time.Duration(c.options.TokenTimeout),
 		RevokeOnStop:  c.options.RevokeOnStop,
