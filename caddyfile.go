@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-egress/caddy-egress/internal/option"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
@@ -150,11 +151,8 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"provider":     t.unmarshalProvider,
 		"keep_headers": func(d *caddyfile.Dispenser) error { return option.Strings(d, &t.KeepHeaders) },
 	})
-	var rest subdirectives
-	lines, err := option.Block(d, table, func(d *caddyfile.Dispenser) error {
-		rest.add(d)
-		return nil
-	})
+	rest := others{what: "transport egress", table: table, parse: new(reverseproxy.HTTPTransport).UnmarshalCaddyfile}
+	lines, err := option.Block(d, table, rest.add)
 	if err != nil {
 		return err
 	}
@@ -174,10 +172,7 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err := t.RouteOptions.validate(); err != nil {
 		return lines.Wrap(err)
 	}
-	if err := t.HTTPTransport.UnmarshalCaddyfile(rest.delegate(start, "http", nil, d.Token())); err != nil {
-		return rest.suggest(err, table)
-	}
-	return nil
+	return t.HTTPTransport.UnmarshalCaddyfile(delegate(start, "http", nil, rest.tokens, d.Token()))
 }
 
 // unmarshalProvider reads `provider <provider> [<api_url>] { … }`.
@@ -210,24 +205,35 @@ func (c *Credential) Options() option.Table {
 	}
 }
 
-// subdirectives are tokens of a block that somebody else is to read.
-type subdirectives struct {
+// others are subdirectives of a block that are left to somebody else.
+type others struct {
+	what   string       // what errors are about
+	table  option.Table // the subdirectives that are not left
+	parse  func(*caddyfile.Dispenser) error
 	tokens []caddyfile.Token
-	names  []*caddyfile.Dispenser
 }
 
-// add notes the current subdirective, and returns its tokens.
-func (s *subdirectives) add(d *caddyfile.Dispenser) []caddyfile.Token {
-	s.names = append(s.names, option.At(d))
+// add notes the current subdirective. One that neither we nor the other knows
+// is an error if it looks like one of ours.
+func (o *others) add(d *caddyfile.Dispenser) error {
+	at := option.At(d)
 	segment := d.NextSegment()
-	s.tokens = append(s.tokens, segment...)
-	return segment
+	o.tokens = append(o.tokens, segment...)
+	near := option.DidYouMean(at.Val(), maps.Keys(o.table))
+	if near == "" {
+		return nil
+	}
+	err := o.parse(delegate(at, "", nil, segment, caddyfile.Token{Text: "}"}))
+	if err == nil || err.Error() != at.Err("unrecognized subdirective "+at.Val()).Error() {
+		return nil
+	}
+	return at.Errf("%s: unknown option %q%s", o.what, at.Val(), near)
 }
 
-// delegate returns the tokens of `<name> <args...> { <subdirectives...> }`, on
-// the line of start. The subdirectives keep their lines, for errors; end is the
-// brace that closes their block.
-func (s *subdirectives) delegate(start *caddyfile.Dispenser, name string, args []string, end caddyfile.Token) *caddyfile.Dispenser {
+// delegate returns the tokens of `<name> <args...> { <block...> }`, on the line
+// of start. Those of the block keep their lines, for errors; end is the brace
+// that closes it.
+func delegate(start *caddyfile.Dispenser, name string, args []string, block []caddyfile.Token, end caddyfile.Token) *caddyfile.Dispenser {
 	// made afresh: a copy of a quoted token would not be a brace
 	token := func(text string) caddyfile.Token {
 		return caddyfile.Token{File: start.File(), Line: start.Line(), Text: text}
@@ -236,24 +242,12 @@ func (s *subdirectives) delegate(start *caddyfile.Dispenser, name string, args [
 	for _, arg := range args {
 		tokens = append(tokens, token(arg))
 	}
-	if len(s.tokens) > 0 {
+	if len(block) > 0 {
 		tokens = append(tokens, token("{"))
-		tokens = append(tokens, s.tokens...)
+		tokens = append(tokens, block...)
 		tokens = append(tokens, end)
 	}
 	return caddyfile.NewDispenser(tokens)
-}
-
-// suggest adds to an error about an unknown subdirective the option of table
-// that looks most like it.
-func (s *subdirectives) suggest(err error, table option.Table) error {
-	for _, at := range s.names {
-		unknown := "unrecognized subdirective " + at.Val() // as Caddy says it
-		if err.Error() == at.Err(unknown).Error() {
-			return at.Err(unknown + option.DidYouMean(at.Val(), maps.Keys(table)))
-		}
-	}
-	return err
 }
 
 const providerNamespace = "egress.providers"

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"flag"
+	"fmt"
 	"maps"
 	"net/http/httptest"
 	"os"
@@ -23,17 +24,24 @@ import (
 
 var updateGoldens = flag.Bool("update", false, "rewrite what the files in testdata/caddyfile_adapt expect")
 
-// golden is a file in testdata/caddyfile_adapt: a Caddyfile, a separator, and
-// either the JSON it adapts to or the whole error. JSON that is to be refused
-// when it is loaded is followed by another separator and that error.
+// golden is a Caddyfile with what becomes of it. It is either a file in
+// testdata/caddyfile_adapt: the Caddyfile, a separator, the JSON it adapts to,
+// and where that is refused when it is loaded, another separator and the error;
+// or a section of errors.txt there: its name, the Caddyfile, a separator, and
+// the error.
 type golden struct {
-	path      string
+	name      string
 	caddyfile string
-	adapted   string
+	adapted   string // JSON or error
 	refused   string
 }
 
-const goldenSeparator = "\n----------\n"
+const (
+	goldenDirectory = "testdata/caddyfile_adapt/"
+	goldenExtension = ".caddyfiletest"
+	goldenErrors    = goldenDirectory + "errors.txt"
+	goldenSeparator = "\n----------\n"
+)
 
 // goldenEnvironment is what the placeholders of the goldens stand for.
 var goldenEnvironment = map[string]string{
@@ -49,33 +57,13 @@ var goldenEnvironment = map[string]string{
 }
 
 func TestGoldenCaddyfiles(t *testing.T) {
-	for _, g := range goldens(t) {
-		t.Run(strings.TrimSuffix(filepath.Base(g.path), ".caddyfiletest"), func(t *testing.T) {
-			got := g
-			got.adapted, got.refused = "", ""
-			path, err := filepath.Abs(g.path)
-			if err != nil {
-				t.Fatal(err)
-			}
+	all := goldens(t)
+	for i, g := range all {
+		t.Run(g.name, func(t *testing.T) {
 			prepareGoldens(t)
-
-			config, err := adaptCaddyfile(t, g.caddyfile)
-			if err != nil {
-				got.adapted = err.Error()
-			} else {
-				got.adapted = indentJSON(t, config)
-				if err := validateConfig(t, config); err != nil {
-					// whether Caddy loads the egress app by itself or for a
-					// transport is chance; what the app says is not
-					got.refused = err.Error()
-					if i := strings.Index(got.refused, "loading egress app module"); i > 0 {
-						got.refused = got.refused[i:]
-					}
-				}
-			}
+			got := adaptGolden(t, g)
 			if *updateGoldens {
-				got.path = path
-				got.write(t)
+				all[i] = got
 				return
 			}
 			if got.adapted != g.adapted {
@@ -89,15 +77,39 @@ func TestGoldenCaddyfiles(t *testing.T) {
 			}
 		})
 	}
+	if *updateGoldens {
+		writeGoldens(t, all)
+	}
+}
+
+// adaptGolden returns g with what becomes of its Caddyfile now.
+func adaptGolden(t *testing.T, g golden) golden {
+	t.Helper()
+	g.refused = ""
+	config, err := adaptCaddyfile(t, g.caddyfile)
+	if err != nil {
+		g.adapted = err.Error()
+		return g
+	}
+	g.adapted = indentJSON(t, config)
+	if err := validateConfig(t, config); err != nil {
+		// whether Caddy loads the egress app by itself or for a transport is
+		// chance; what the app says is not
+		g.refused = err.Error()
+		if i := strings.Index(g.refused, "loading egress app module"); i > 0 {
+			g.refused = g.refused[i:]
+		}
+	}
+	return g
 }
 
 // A Caddyfile beside which another lies whose name ends in _expanded is
 // shorthand for that one.
 func TestCaddyfileDirectiveIsShorthand(t *testing.T) {
-	const suffix = "_expanded.caddyfiletest"
+	const suffix = "_expanded"
 	caddyfiles := make(map[string]string)
 	for _, g := range goldens(t) {
-		caddyfiles[filepath.Base(g.path)] = g.caddyfile
+		caddyfiles[g.name] = g.caddyfile
 	}
 	pairs := 0
 	for _, name := range slices.Sorted(maps.Keys(caddyfiles)) {
@@ -108,7 +120,7 @@ func TestCaddyfileDirectiveIsShorthand(t *testing.T) {
 		pairs++
 		t.Run(shorthand, func(t *testing.T) {
 			prepareGoldens(t)
-			short, err := adaptCaddyfile(t, caddyfiles[shorthand+".caddyfiletest"])
+			short, err := adaptCaddyfile(t, caddyfiles[shorthand])
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -122,7 +134,7 @@ func TestCaddyfileDirectiveIsShorthand(t *testing.T) {
 		})
 	}
 	if pairs == 0 {
-		t.Fatal("no file ends in ", suffix)
+		t.Fatal("no golden ends in ", suffix)
 	}
 }
 
@@ -137,7 +149,7 @@ func TestCaddyfileSecretsStayPlaceholders(t *testing.T) {
 		}
 		for _, value := range goldenEnvironment {
 			if bytes.Contains(config, []byte(value)) {
-				t.Errorf("%s: the config contains the value %q of a placeholder", filepath.Base(g.path), value)
+				t.Errorf("%s: the config contains the value %q of a placeholder", g.name, value)
 			}
 		}
 	}
@@ -220,6 +232,26 @@ func TestCaddyfileSecretInConfigIsWarnedAbout(t *testing.T) {
 	}
 }
 
+// Twice the credentials take twice the work to adapt, not four times.
+func TestCaddyfileAdaptsInLinearTime(t *testing.T) {
+	allocations := func(credentials int) float64 {
+		var global, routes strings.Builder
+		for i := range credentials {
+			fmt.Fprintf(&global, "credential c%d voucherify {\napp_id id\napp_token {env.X}\nscopes api\n}\n", i)
+			fmt.Fprintf(&routes, "handle /c%d/* {\negress c%d\n}\n", i, i)
+		}
+		input := []byte("{\negress {\n" + global.String() + "}\n}\n:80 {\n" + routes.String() + "}\n")
+		return testing.AllocsPerRun(1, func() {
+			if _, _, err := caddyconfig.GetAdapter("caddyfile").Adapt(input, nil); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	if few, many := allocations(100), allocations(200); many > 2.5*few {
+		t.Errorf("%v allocations for 100 credentials, %v for 200", few, many)
+	}
+}
+
 // Whatever a Caddyfile says, adapting it ends with JSON or an error.
 func FuzzCaddyfile(f *testing.F) {
 	for _, g := range goldens(f) {
@@ -299,7 +331,7 @@ func indentJSON(t *testing.T, config []byte) string {
 
 func goldens(t testing.TB) []golden {
 	t.Helper()
-	paths, err := filepath.Glob("testdata/caddyfile_adapt/*.caddyfiletest")
+	paths, err := filepath.Glob(goldenDirectory + "*" + goldenExtension)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,37 +340,73 @@ func goldens(t testing.TB) []golden {
 	}
 	var all []golden
 	for _, path := range paths {
-		content, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
+		all = append(all, parseGolden(t, strings.TrimSuffix(filepath.Base(path), goldenExtension), readGolden(t, path)))
+	}
+	name, text := "", ""
+	for line := range strings.Lines(readGolden(t, goldenErrors) + "-- --\n") {
+		if !strings.HasPrefix(line, "-- ") {
+			text += line
+			continue
 		}
-		parts := strings.Split(strings.ReplaceAll(string(content), "\r\n", "\n"), goldenSeparator)
-		g := golden{path: path, caddyfile: parts[0] + "\n"}
-		switch {
-		case len(parts) > 3:
-			t.Fatalf("%s has more than three parts", path)
-		case len(parts) == 3:
-			g.refused = strings.TrimSpace(parts[2])
-			fallthrough
-		case len(parts) == 2:
-			g.adapted = strings.TrimSpace(parts[1])
-		case !*updateGoldens:
-			t.Fatalf("%s has no expectation; run the test with -update", path)
-		default:
-			g.caddyfile = strings.TrimSpace(parts[0]) + "\n"
+		if name != "" {
+			all = append(all, parseGolden(t, name, text))
 		}
-		all = append(all, g)
+		name, text = strings.Trim(line, "- \n"), ""
 	}
 	return all
 }
 
-func (g golden) write(t *testing.T) {
+func readGolden(t testing.TB, path string) string {
 	t.Helper()
-	content := strings.TrimSuffix(g.caddyfile, "\n") + goldenSeparator + g.adapted + "\n"
-	if g.refused != "" {
-		content = strings.TrimSuffix(content, "\n") + goldenSeparator + g.refused + "\n"
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := os.WriteFile(g.path, []byte(content), 0o600); err != nil {
+	return strings.ReplaceAll(string(content), "\r\n", "\n")
+}
+
+func parseGolden(t testing.TB, name, text string) golden {
+	t.Helper()
+	parts := strings.Split(text, goldenSeparator)
+	g := golden{name: name, caddyfile: strings.TrimSpace(parts[0]) + "\n"}
+	switch {
+	case len(parts) > 3:
+		t.Fatalf("%s has more than three parts", name)
+	case len(parts) == 1 && !*updateGoldens:
+		t.Fatalf("%s has no expectation; run the test with -update", name)
+	}
+	if len(parts) > 1 {
+		g.adapted = strings.TrimSpace(parts[1])
+	}
+	if len(parts) > 2 {
+		g.refused = strings.TrimSpace(parts[2])
+	}
+	return g
+}
+
+// writeGoldens writes Caddyfiles that do not adapt to errors.txt, and each other
+// to its file.
+func writeGoldens(t *testing.T, all []golden) {
+	t.Helper()
+	var errors []string
+	for _, g := range all {
+		content := strings.TrimSuffix(g.caddyfile, "\n") + goldenSeparator + g.adapted + "\n"
+		if !strings.HasPrefix(g.adapted, "{") {
+			errors = append(errors, "-- "+g.name+" --\n"+content)
+			continue
+		}
+		if g.refused != "" {
+			content = strings.TrimSuffix(content, "\n") + goldenSeparator + g.refused + "\n"
+		}
+		writeGolden(t, goldenDirectory+g.name+goldenExtension, content)
+	}
+	slices.Sort(errors)
+	writeGolden(t, goldenErrors, strings.Join(errors, "\n"))
+}
+
+func writeGolden(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }

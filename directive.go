@@ -63,7 +63,7 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 	if !d.NextArg() {
 		return nil, d.Errf("egress: needs a credential or a provider (%s)", strings.Join(providerNames(), ", "))
 	}
-	e.what = "egress " + d.Val()
+	e.rest = others{what: "egress " + d.Val(), parse: new(reverseproxy.Handler).UnmarshalCaddyfile}
 
 	read := e.readNamed
 	if isProvider(d.Val()) {
@@ -78,12 +78,10 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 // directive is an egress directive as it is read.
 type directive struct {
 	start     *caddyfile.Dispenser
-	what      string // what errors are about
 	transport *Transport
-	table     option.Table // what the directive reads itself
 	api       tokenprovider.API
 
-	rest         subdirectives
+	rest         others // for reverse_proxy
 	hasUpstreams bool
 	hasTransport bool
 }
@@ -96,8 +94,8 @@ func (e *directive) readInline(h httpcaddyfile.Helper) error {
 		return h.WrapErr(err)
 	}
 	more := option.Join(t.RouteOptions.Options(), t.Credential.Options())
-	e.table = option.Join(provider.Options(), more)
-	lines, err := option.ReadProvider(h.Dispenser, e.what, provider, more, e.readOther)
+	e.rest.table = option.Join(provider.Options(), more)
+	lines, err := option.ReadProvider(h.Dispenser, e.rest.what, provider, more, e.readOther)
 	if err != nil {
 		return err
 	}
@@ -114,16 +112,16 @@ func (e *directive) readNamed(h httpcaddyfile.Helper) error {
 		return h.WrapErr(err)
 	}
 	if h.NextArg() {
-		return h.Errf("%s: unexpected argument %q; the api_url of a credential belongs where it is defined", e.what, h.Val())
+		return h.Errf("%s: unexpected argument %q; the api_url of a credential belongs where it is defined", e.rest.what, h.Val())
 	}
 	t.CredentialName = name
-	e.table = option.Join(t.RouteOptions.Options(), option.Table{
+	e.rest.table = option.Join(t.RouteOptions.Options(), option.Table{
 		"scopes": func(d *caddyfile.Dispenser) error { return option.Strings(d, &t.Scopes) },
 	})
 	elsewhere := option.Join(provider.Options(), new(Credential).Options())
-	lines, err := option.Block(h.Dispenser, e.table, func(d *caddyfile.Dispenser) error {
+	lines, err := option.Block(h.Dispenser, e.rest.table, func(d *caddyfile.Dispenser) error {
 		if _, ok := elsewhere[d.Val()]; ok {
-			return d.Errf("%s: %s belongs where the credential is defined, in the global option", e.what, d.Val())
+			return d.Errf("%s: %s belongs where the credential is defined, in the global option", e.rest.what, d.Val())
 		}
 		return e.readOther(d)
 	})
@@ -132,7 +130,7 @@ func (e *directive) readNamed(h httpcaddyfile.Helper) error {
 	}
 	if t.Scopes != nil {
 		if _, err := provider.WithScopes(t.Scopes); err != nil {
-			return lines.Wrap(fmt.Errorf("%s: %w", e.what, err))
+			return lines.Wrap(fmt.Errorf("%s: %w", e.rest.what, err))
 		}
 	}
 	e.api = provider.API()
@@ -141,21 +139,22 @@ func (e *directive) readNamed(h httpcaddyfile.Helper) error {
 
 // readOther notes a subdirective of reverse_proxy.
 func (e *directive) readOther(d *caddyfile.Dispenser) error {
-	at := option.At(d)
-	segment := e.rest.add(d)
-	switch at.Val() {
+	switch d.Val() {
 	case "to":
 		e.hasUpstreams = true
 	case "transport":
-		switch {
-		case e.hasTransport:
-			return at.Errf("%s: transport is already given", e.what)
-		case len(segment) > 1 && segment[1].Text != "http":
-			return at.Errf("%s: transport %s: only http can be given here, for its options", e.what, segment[1].Text)
+		if e.hasTransport {
+			return d.Errf("%s: transport is already given", e.rest.what)
 		}
 		e.hasTransport = true
+		if d.NextArg() {
+			if d.Val() != "http" {
+				return d.Errf("%s: transport %s: only http can be given here, for its options", e.rest.what, d.Val())
+			}
+			d.Prev()
+		}
 	}
-	return nil
+	return e.rest.add(d)
 }
 
 // handler returns the reverse_proxy that was read, with the egress transport.
@@ -167,8 +166,8 @@ func (e *directive) handler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler
 		args = []string{e.api.URL}
 	}
 	handler := new(reverseproxy.Handler)
-	if err := handler.UnmarshalCaddyfile(e.rest.delegate(e.start, "reverse_proxy", args, h.Token())); err != nil {
-		return nil, e.rest.suggest(err, e.table)
+	if err := handler.UnmarshalCaddyfile(delegate(e.start, "reverse_proxy", args, e.rest.tokens, h.Token())); err != nil {
+		return nil, err
 	}
 	if err := handler.FinalizeUnmarshalCaddyfile(h); err != nil {
 		return nil, err
