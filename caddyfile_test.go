@@ -247,8 +247,8 @@ func TestCaddyfileAdaptsInLinearTime(t *testing.T) {
 			}
 		})
 	}
-	if few, many := allocations(100), allocations(200); many > 2.5*few {
-		t.Errorf("%v allocations for 100 credentials, %v for 200", few, many)
+	if few, many := allocations(200), allocations(400); many > 2.2*few {
+		t.Errorf("%v allocations for 200 credentials, %v for 400", few, many)
 	}
 }
 

@@ -17,6 +17,15 @@ import (
 
 // Provider obtains access tokens with one credential at one authorization server.
 //
+// It is a Caddy module in the namespace egress.providers. To be used in a
+// Caddyfile it has two more methods:
+//
+//	Options() map[string]func(*caddyfile.Dispenser) error // each reads an option
+//	Validate() error                                      // returns an *OptionError where it can
+//
+// The example shows a whole one. Where the API can, it is also a [Revoker] and an
+// [Introspector].
+//
 // A provider is configured once and then used by many goroutines; its methods
 // must not change it. It keeps no token: that is what package tokensource is for.
 type Provider interface {
