@@ -68,8 +68,8 @@ type Operation struct {
 	// Methods. Default: any.
 	Methods []string `json:"methods,omitempty"`
 
-	// Paths as of the `path` request matcher, of which one has to match; letters
-	// count in either case. What is matched is the path as it is sent to the
+	// Paths as of the `path` request matcher, of which one has to match,
+	// case-insensitive. What is matched is the path as it is sent to the
 	// API, decoded.
 	Paths caddyhttp.MatchPath `json:"paths,omitempty"`
 }

@@ -22,7 +22,7 @@ const (
 	// will not issue a token until somebody changes the credential or its rights.
 	Refused Class = "refused"
 
-	// Malformed means an answer that is no token response. It is treated as
+	// Malformed means an answer that is not a token response. It is treated as
 	// Transient: something on the way may have answered instead.
 	Malformed Class = "malformed"
 )
@@ -159,9 +159,9 @@ func (e *Error) Unwrap() error { return e.Err }
 // maxCode bounds an error code; the longest of the RFCs has 27 characters.
 const maxCode = 40
 
-// errorCode returns code if it has the form of an error code, or nothing: what
-// a token endpoint sends goes into logs and answers no further than that. A
-// digit makes it none: no registered code has one, and most secrets do.
+// errorCode returns code if it has the form of an error code, or nothing:
+// nothing else that a token endpoint sends goes into logs and answers. Codes
+// with digits are dropped: no registered code has one, and most secrets do.
 func errorCode(code string) string {
 	if len(code) > maxCode {
 		return ""

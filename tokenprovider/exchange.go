@@ -104,7 +104,7 @@ func RequestIntrospection(ctx context.Context, client *http.Client, r Request) (
 func post(ctx context.Context, client *http.Client, r Request) (*response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.URL, strings.NewReader(r.Form.Encode()))
 	if err != nil {
-		return nil, &Error{Class: Transient, Err: errors.New("the endpoint is no URL")}
+		return nil, &Error{Class: Transient, Err: errors.New("the endpoint is not a URL")}
 	}
 	maps.Copy(req.Header, r.Header)
 	if _, ok := req.Header["User-Agent"]; !ok {
@@ -140,8 +140,8 @@ func post(ctx context.Context, client *http.Client, r Request) (*response, error
 // DefaultUserAgent names this software to authorization servers.
 const DefaultUserAgent = "caddy-egress"
 
-// networkError is the failure of a request that got no answer. A deadline is
-// said plainly: what net/http makes of it reads like a bug.
+// networkError is the failure of a request without an answer. A deadline gets
+// words of its own: those of net/http read like a bug.
 func networkError(ctx context.Context, err error) *Error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return &Error{Class: Transient, Err: errors.New("no answer within token_timeout")}
@@ -150,9 +150,9 @@ func networkError(ctx context.Context, err error) *Error {
 }
 
 // cause returns what err may show. Faults of the network, of TLS and of a
-// certificate are told as they are, without the URL that net/http puts in front.
-// Other errors may quote what the other side sent, such as a line that is no
-// HTTP or a Location that is no URL, and are told in words of our own.
+// certificate are shown as they are, without the URL that net/http puts in front.
+// Other errors may quote what the other side sent, such as a line that is not
+// HTTP or a Location that is not a URL, and are replaced by words of our own.
 func cause(err error) error {
 	for urlErr := (*url.Error)(nil); errors.As(err, &urlErr); {
 		err = urlErr.Err
@@ -169,7 +169,7 @@ func cause(err error) error {
 		errors.Is(err, context.Canceled), errors.Is(err, http.ErrSchemeMismatch):
 		return err
 	}
-	return errors.New("the connection broke, or the answer is no valid HTTP")
+	return errors.New("the connection broke, or the answer is not valid HTTP")
 }
 
 // proxyError is the status with which a proxy refused to connect.

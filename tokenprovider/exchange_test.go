@@ -64,15 +64,15 @@ func TestBrokenAnswers(t *testing.T) {
 	const ok = "HTTP/1.1 200 OK\r\n"
 	for answer, want := range map[string]string{
 		"":                                       "EOF",
-		"MARKER s3cret\r\n\r\n":                  "no valid HTTP",
-		"HTTP/1.1 MARKER\r\n\r\n":                "no valid HTTP",
-		ok + "MARKER\r\n\r\n":                    "no valid HTTP",
-		ok + "Content-Length: MARKER\r\n\r\n":    "no valid HTTP",
-		ok + "Transfer-Encoding: MARKER\r\n\r\n": "no valid HTTP",
-		"HTTP/1.1 302 Found\r\nLocation: http://MARKER.example/%zz\r\n\r\n":          "no valid HTTP",
+		"MARKER s3cret\r\n\r\n":                  "not valid HTTP",
+		"HTTP/1.1 MARKER\r\n\r\n":                "not valid HTTP",
+		ok + "MARKER\r\n\r\n":                    "not valid HTTP",
+		ok + "Content-Length: MARKER\r\n\r\n":    "not valid HTTP",
+		ok + "Transfer-Encoding: MARKER\r\n\r\n": "not valid HTTP",
+		"HTTP/1.1 302 Found\r\nLocation: http://MARKER.example/%zz\r\n\r\n":          "not valid HTTP",
 		ok + "Content-Length: 99\r\n\r\n{\"access_token\":\"MARKER\"}":               "reading the answer: unexpected EOF",
-		ok + "Transfer-Encoding: chunked\r\n\r\nMARKER\r\n":                          "no valid HTTP",
-		ok + "X: " + strings.Repeat("MARKER", 20_000) + "\r\n\r\n":                   "no valid HTTP",
+		ok + "Transfer-Encoding: chunked\r\n\r\nMARKER\r\n":                          "not valid HTTP",
+		ok + "X: " + strings.Repeat("MARKER", 20_000) + "\r\n\r\n":                   "not valid HTTP",
 		"HTTP/1.1 401 Unauthorized\r\nContent-Length: 99\r\n\r\n{\"error\":\"MARKER": "reading the answer: unexpected EOF",
 	} {
 		server := wiretest.Serve(t, answer)
@@ -110,9 +110,9 @@ func TestNoAnswer(t *testing.T) {
 	_ = listener.Close()
 	for target, want := range map[string]string{
 		closed:                                "refused",
-		"http://userinf0:pa/MARKER@x.example": "no URL",
-		"http://userinf0:%zzMARKER@x.example": "no URL",
-		"marker://userinf0:s3cret@x.example":  "no valid HTTP",
+		"http://userinf0:pa/MARKER@x.example": "not a URL",
+		"http://userinf0:%zzMARKER@x.example": "not a URL",
+		"marker://userinf0:s3cret@x.example":  "not valid HTTP",
 	} {
 		for name, do := range requests(t, target) {
 			var e *Error

@@ -27,7 +27,7 @@ import (
 // [Introspector].
 //
 // A provider is configured once and then used by many goroutines; its methods
-// must not change it. It keeps no token: that is what package tokensource is for.
+// must not change it. It does not keep tokens: package tokensource does.
 type Provider interface {
 	// API describes the API that the tokens are for.
 	API() API
@@ -58,14 +58,14 @@ type Provider interface {
 // Revoker is a Provider whose authorization server can revoke a token.
 type Revoker interface {
 	// Revoke makes token unusable. A token that is unknown or no longer active
-	// is a success: it is as good as revoked.
+	// is a success: there is nothing left to revoke.
 	Revoke(ctx context.Context, client *http.Client, token Secret) error
 
 	// CanRevoke reports whether this configuration of the provider can revoke.
 	CanRevoke() bool
 }
 
-// Introspector is a Provider whose authorization server tells about a token.
+// Introspector is a Provider whose authorization server describes tokens.
 type Introspector interface {
 	// Introspect asks what the authorization server knows of token.
 	Introspect(ctx context.Context, client *http.Client, token Secret) (*Introspection, error)
@@ -77,7 +77,7 @@ type Introspector interface {
 // API describes a protected API as far as a gateway has to know it.
 type API struct {
 	// URL is scheme://host[:port] of the API: the upstream, and the only host
-	// that gets the token.
+	// that receives the token.
 	URL string
 
 	// Endpoints are those that receive the secret: the token endpoint, and
@@ -136,7 +136,7 @@ type Grant struct {
 type Param struct{ Name, Value string }
 
 // Identity names the credential in logs, metrics and storage: a SHA-256 of all
-// that tells one token from another, secrets aside, in hexadecimal.
+// that distinguishes its tokens from others, secrets aside, in hexadecimal.
 func (g Grant) Identity() string {
 	h := sha256.New()
 	// each value goes in with its length, so that no two lists look alike
@@ -165,14 +165,14 @@ type Token struct {
 	// Value goes into the Authorization header: visible ASCII, never empty.
 	Value Secret
 
-	// Issued is when the request that brought the token was sent.
+	// Issued is when the token request was sent.
 	Issued time.Time
 
 	// Expires is when the token is no longer to be used. It is measured from
 	// Issued, so it errs on the early side.
 	Expires time.Time
 
-	// ExpiryAssumed says that the answer told no usable lifetime.
+	// ExpiryAssumed says that the answer had no usable lifetime.
 	ExpiryAssumed bool
 
 	// Scopes are the scopes granted; nil where the answer did not say, which
@@ -180,7 +180,7 @@ type Token struct {
 	Scopes []string
 }
 
-// Introspection is what an authorization server tells about a token (RFC 7662 §2.2).
+// Introspection describes a token (RFC 7662 §2.2).
 type Introspection struct {
 	Active   bool      `json:"active"`
 	ClientID string    `json:"client_id,omitempty"`

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// assumedLifetime is that of a token whose answer tells none (RFC 6749 §5.1
+	// assumedLifetime is that of a token whose answer has none (RFC 6749 §5.1
 	// only recommends expires_in): short enough not to be wrong for long.
 	assumedLifetime = 300 * time.Second
 
@@ -62,12 +62,12 @@ func parseToken(r *response) (*Token, error) {
 		}
 	}
 
-	lifetime, told := parseLifetime(fields, r.sent)
+	lifetime, known := parseLifetime(fields, r.sent)
 	t := &Token{
 		Value:         NewSecret(value),
 		Issued:        r.sent,
 		Expires:       r.sent.Add(lifetime),
-		ExpiryAssumed: !told,
+		ExpiryAssumed: !known,
 	}
 	if raw, ok := fields["scope"]; ok && !isNull(raw) {
 		if scope, ok := parseString(raw); ok {
@@ -77,7 +77,7 @@ func parseToken(r *response) (*Token, error) {
 	return t, nil
 }
 
-// parseFailure reads an answer that is no success.
+// parseFailure reads an answer that is not a success.
 func parseFailure(r *response) *Error {
 	e := &Error{Class: Transient, Status: r.status, RetryAfter: retryAfter(r)}
 	fields, isObject := parseObject(r.body)
@@ -122,7 +122,7 @@ func parseIntrospection(r *response) (*Introspection, error) {
 	return &in, nil
 }
 
-// malformed is a success of HTTP that is none of OAuth.
+// malformed is the failure of an answer that is not one of OAuth.
 func malformed(r *response, reason string) *Error {
 	return &Error{Class: Malformed, Status: r.status, Reason: reason, RetryAfter: retryAfter(r)}
 }
@@ -167,8 +167,8 @@ func failureCode(r *response, fields map[string]json.RawMessage) string {
 }
 
 // parseLifetime returns how long the token lives from sent on, and whether the
-// answer told it: expires_in, or else an expires_at (Unix seconds) that lies ahead.
-func parseLifetime(fields map[string]json.RawMessage, sent time.Time) (lifetime time.Duration, told bool) {
+// answer says so: expires_in, or else an expires_at (Unix seconds) that lies ahead.
+func parseLifetime(fields map[string]json.RawMessage, sent time.Time) (lifetime time.Duration, ok bool) {
 	if seconds, ok := parseSeconds(fields["expires_in"]); ok && seconds > 0 {
 		return clampLifetime(seconds), true
 	}
@@ -196,8 +196,8 @@ func parseSeconds(raw json.RawMessage) (float64, bool) {
 	return parseNumber(string(raw))
 }
 
-// parseNumber reads a decimal number. One that is out of range is infinite,
-// but the word for it is no number.
+// parseNumber reads a decimal number. One that is out of range is infinite, but
+// the words Inf and NaN are not numbers.
 func parseNumber(s string) (float64, bool) {
 	if strings.ContainsAny(s, "nNxX_") {
 		return 0, false

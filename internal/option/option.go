@@ -176,7 +176,7 @@ func IsPlaceholder(value string) bool {
 		strings.Count(value, "{") == 1 && strings.Count(value, "}") == 1
 }
 
-// source says where value comes from. What is no single placeholder may hold
+// source says where value comes from. What is not a single placeholder may hold
 // part of a secret, so it is not quoted.
 func source(value string) string {
 	if IsPlaceholder(value) {

@@ -23,8 +23,8 @@ const (
 	defaultTokenURL = "https://api.auth.understory.io/oauth2/token"
 	defaultAudience = "https://api.understory.io"
 
-	// rateLimitWait is what Understory asks for after a 429, which has no
-	// header that says so: "back off for at least one minute".
+	// rateLimitWait is what Understory's documentation asks for after a 429, as
+	// no header does: "back off for at least one minute".
 	rateLimitWait = time.Minute
 )
 
@@ -43,7 +43,7 @@ func init() {
 // client credentials grant, with the credentials in the form
 // (`client_secret_post`), the one method Understory registers for its
 // integration keys. Make a key in Backoffice: Company settings → Integrations →
-// Create your own integration → Create new key.
+// Create your own integration → Create new key, with at least one permission.
 //
 // Understory documents no revocation and no introspection of tokens.
 type Provider struct {

@@ -88,12 +88,13 @@ type Provider struct {
 
 	// Scopes to ask for, such as `api` for all of the server side, or
 	// `vouchers` and `validations`. A scope of v1 that is not known is warned
-	// about and sent as it is. Required.
+	// about and sent as it is. With v2, permissions of roles such as
+	// `vouchers.read`. Required.
 	Scopes []string `json:"scopes,omitempty"`
 
 	// Region that the project lives in: `eu` (https://api.voucherify.io), `us`
 	// (https://us1.api.voucherify.io) or `as` (https://as1.api.voucherify.io).
-	// Calling another than the project's is answered 403. Default: `eu`.
+	// Calling another than the project's is an error. Default: `eu`.
 	Region string `json:"region,omitempty"`
 
 	// URL of a dedicated cluster, as scheme://host[:port], instead of a region.
@@ -246,7 +247,7 @@ func (p *Provider) Token(ctx context.Context, client *http.Client) (*tokenprovid
 }
 
 // Revoke implements tokenprovider.Revoker. 404 says that the token is not
-// known or no longer active: as good as revoked.
+// known or no longer active, so there is nothing left to revoke.
 func (p *Provider) Revoke(ctx context.Context, client *http.Client, token tokenprovider.Secret) error {
 	request, err := p.request(p.apiURL()+"/v1/oauth/token/revoke", url.Values{"access_token": {token.Reveal()}})
 	if err != nil {

@@ -253,6 +253,20 @@ func TestRotatedKeyFiles(t *testing.T) {
 	}
 }
 
+// With v2 the key is encoded on its way into a header, so any value will do.
+func TestKeyThatNoHeaderCanCarryAsItIs(t *testing.T) {
+	server := wiretest.Serve(t, wiretest.Granted)
+	t.Setenv("TEST_LINES", "line-one\nline-two")
+	p := key(server.URL)
+	p.AppID, p.AppToken, p.OAuth, p.ProjectID = "{env.TEST_LINES}", "{env.TEST_LINES}", "v2", "proj"
+	if _, err := wiretest.Provision(t, p).Token(t.Context(), client); err != nil {
+		t.Fatal(err)
+	}
+	if id, secret := server.Last(t).Basic(t); id != "line-one\nline-two" || secret != id {
+		t.Errorf("arrived as %q, %q", id, secret)
+	}
+}
+
 func TestKeyThatNoHeaderCanCarry(t *testing.T) {
 	for option, change := range map[string]func(*Provider){
 		"app_id":    func(p *Provider) { p.AppID = "{env.TEST_LINES}" },
@@ -408,14 +422,14 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 		`voucherify {
 			app_id     id
 			app_token  {env.SECRET}
-			scopes     vouchers.read validations.read
+			scopes     vouchers.read campaigns.read
 			region     us
 			oauth      v2
 			project_id proj
 		}`: {
 			AppID:     "id",
 			AppToken:  "{env.SECRET}",
-			Scopes:    []string{"vouchers.read", "validations.read"},
+			Scopes:    []string{"vouchers.read", "campaigns.read"},
 			Region:    "us",
 			OAuth:     "v2",
 			ProjectID: "proj",
