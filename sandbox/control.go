@@ -1,6 +1,10 @@
 package sandbox
 
+// This file is the remote control of a Server: faults on purpose, and what is
+// below /sandbox/.
+
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,31 +23,19 @@ type Faults struct {
 
 // Fault delays answers, replaces them, or both. Without a Status it just delays.
 type Fault struct {
-	// Status is what every request is answered with. Default: the answer
-	// that there would have been.
-	Status int
-
-	// Latency passes before the answer, or until the client leaves.
-	Latency time.Duration
-
-	// RetryAfter is the header of that name, beside Status.
-	RetryAfter string
-
-	// Body goes with Status. Default: what the API itself would say for an
-	// error, else nothing.
-	Body string
+	Status     int           // what every request is answered with
+	Latency    time.Duration // passes before the answer, or until the client leaves
+	RetryAfter string        // the header of that name, beside Status
+	Body       string        // beside Status; default: what the API itself would say of an error
 }
 
 // SetFaults replaces all faults. An error names the field that it is about,
 // and leaves the faults as they were.
 func (s *Server) SetFaults(f Faults) error {
-	if err := f.Token.validate("token"); err != nil {
+	if err := errors.Join(f.Token.validate("token"), f.API.validate("api")); err != nil {
 		return err
 	}
-	if err := f.API.validate("api"); err != nil {
-		return err
-	}
-	s.state.faults.Store(&f)
+	s.faults.Store(&f)
 	return nil
 }
 
@@ -55,149 +47,99 @@ func (f Fault) validate(name string) error {
 		return fmt.Errorf("%s.latency: %v is negative", name, f.Latency)
 	}
 	if strings.ContainsFunc(f.RetryAfter, unicode.IsControl) {
-		return fmt.Errorf("%s.retry_after: %q is no header value", name, f.RetryAfter)
+		return fmt.Errorf("%s.retry_after: %q is not a header value", name, f.RetryAfter)
 	}
 	return nil
 }
 
-// strike delays r and answers it if f says so; true means it is done with.
+// strike delays r and returns what f has it answered with, if it does.
 // inOwnWords answers where f has a status and no body.
-func (f Fault) strike(w http.ResponseWriter, r *http.Request, inOwnWords func(http.ResponseWriter, int)) bool {
+func (f Fault) strike(r *http.Request, inOwnWords func(status int) answer) (answer, bool) {
 	if f.Latency > 0 {
 		timer := time.NewTimer(f.Latency)
 		defer timer.Stop()
 		select {
 		case <-timer.C:
 		case <-r.Context().Done():
-			w.WriteHeader(499) // nobody reads it, but logs should not show 200
-			return true
+			return answer{status: 499}, true // nobody reads it, but logs should not show 200
 		}
 	}
 	if f.Status == 0 {
-		return false
+		return answer{}, false
+	}
+	a := answer{status: f.Status, body: f.Body}
+	switch {
+	case f.Body == "" && f.Status >= 400:
+		a = inOwnWords(f.Status)
+	case json.Valid([]byte(f.Body)):
+		a = a.with("Content-Type", jsonType)
 	}
 	if f.RetryAfter != "" {
-		w.Header().Set("Retry-After", f.RetryAfter)
+		a = a.with("Retry-After", f.RetryAfter)
 	}
-	if f.Body == "" && f.Status >= 400 {
-		inOwnWords(w, f.Status)
-		return true
-	}
-	body := []byte(f.Body)
-	contentType := http.DetectContentType(body)
-	if json.Valid(body) {
-		contentType = jsonType
-	}
-	w.Header().Set("Content-Type", contentType)
-	w.WriteHeader(f.Status)
-	_, _ = w.Write(body)
-	return true
+	return a, true
 }
 
-// serveControl answers what is below /sandbox/. There is no authentication:
+// control answers what is below /sandbox/. There is no authentication:
 // everything in a sandbox is made up.
-func (s *Server) serveControl(w http.ResponseWriter, r *http.Request) {
-	switch r.URL.Path {
-	case "/sandbox/stats":
-		if only(w, r, http.MethodGet) {
-			writeJSON(w, http.StatusOK, jsonType, s.Stats())
+func (s *Server) control(r *http.Request) answer {
+	method := map[string]string{
+		"/sandbox/stats": http.MethodGet, "/sandbox/faults": http.MethodPut,
+		"/sandbox/tokens/revoke": http.MethodPost, "/sandbox/tokens/expire": http.MethodPost,
+	}[r.URL.Path]
+	switch {
+	case method == "":
+		return controlError(http.StatusNotFound, "there are: GET /sandbox/stats, PUT /sandbox/faults, POST /sandbox/tokens/revoke, POST /sandbox/tokens/expire")
+	case r.Method != method:
+		return controlError(http.StatusMethodNotAllowed, "use "+method).with("Allow", method)
+	case r.URL.Path == "/sandbox/stats":
+		return succeed(s.Stats())
+	case r.URL.Path == "/sandbox/faults":
+		f, err := decodeFaults(r.Body)
+		if err == nil {
+			err = s.SetFaults(f)
 		}
-	case "/sandbox/tokens/revoke":
-		if only(w, r, http.MethodPost) {
-			s.RevokeAll()
-			w.WriteHeader(http.StatusNoContent)
-		}
-	case "/sandbox/faults":
-		if only(w, r, http.MethodPut) {
-			s.serveFaults(w, r)
+		if err != nil {
+			return controlError(http.StatusBadRequest, err.Error())
 		}
 	default:
-		controlError(w, http.StatusNotFound, "there are: GET /sandbox/stats, POST /sandbox/tokens/revoke, PUT /sandbox/faults")
+		s.RevokeAll() // nobody outside can tell an expired token from a revoked one
 	}
+	return answer{status: http.StatusNoContent}
 }
 
-func (s *Server) serveFaults(w http.ResponseWriter, r *http.Request) {
-	f, err := decodeFaults(r.Body)
-	if err == nil {
-		err = s.SetFaults(f)
-	}
-	if err != nil {
-		controlError(w, http.StatusBadRequest, err.Error())
-		return
-	}
-	w.WriteHeader(http.StatusNoContent)
+func controlError(status int, message string) answer {
+	return answer{status: status, body: map[string]string{"error": message}}
 }
 
-// faultJSON is a Fault as it is sent.
-type faultJSON struct {
-	Status     *int    `json:"status"`
-	Latency    *string `json:"latency"`
-	RetryAfter string  `json:"retry_after"`
-	Body       string  `json:"body"`
-}
-
-func (j faultJSON) fault(name string) (Fault, error) {
-	f := Fault{RetryAfter: j.RetryAfter, Body: j.Body}
-	if j.Status != nil {
-		f.Status = *j.Status
-		if f.Status == 0 { // to SetFaults that would mean none
-			return f, fmt.Errorf("%s.status: 0 is not between 200 and 599", name)
-		}
-	}
-	if j.Latency == nil {
-		return f, nil
-	}
-	var err error
-	if f.Latency, err = time.ParseDuration(*j.Latency); err != nil {
-		return f, fmt.Errorf("%s.latency: %q is not a duration such as 300ms", name, *j.Latency)
-	}
-	return f, nil
-}
-
+// decodeFaults reads what PUT /sandbox/faults takes. SetFaults checks the rest.
 func decodeFaults(body io.Reader) (f Faults, err error) {
+	type fault struct {
+		Status     int    `json:"status"`
+		Latency    string `json:"latency"`
+		RetryAfter string `json:"retry_after"`
+		Body       string `json:"body"`
+	}
 	var sent struct {
-		Token faultJSON `json:"token"`
-		API   faultJSON `json:"api"`
+		Token fault `json:"token"`
+		API   fault `json:"api"`
 	}
 	dec := json.NewDecoder(body)
 	dec.DisallowUnknownFields()
-	if err = dec.Decode(&sent); err != nil {
-		return f, describe(err)
+	err = dec.Decode(&sent)
+	if err == nil && dec.More() {
+		err = errors.New("it goes on after that")
 	}
-	if _, err = dec.Token(); !errors.Is(err, io.EOF) {
-		return f, errors.New("the body goes on after its JSON object")
+	if err != nil {
+		return f, fmt.Errorf("the body must be a JSON object with token and api, each with status, latency, retry_after, body: %w", err)
 	}
-	if f.Token, err = sent.Token.fault("token"); err != nil {
-		return f, err
+	read := func(name string, sent fault) Fault {
+		latency, invalid := time.ParseDuration(cmp.Or(sent.Latency, "0"))
+		if invalid != nil {
+			err = fmt.Errorf("%s.latency: %w", name, invalid)
+		}
+		return Fault{sent.Status, latency, sent.RetryAfter, sent.Body}
 	}
-	f.API, err = sent.API.fault("api")
+	f.Token, f.API = read("token", sent.Token), read("api", sent.API)
 	return f, err
-}
-
-// describe says what is wrong with JSON in words that name its field.
-func describe(err error) error {
-	var wrongType *json.UnmarshalTypeError
-	if errors.As(err, &wrongType) && wrongType.Field != "" {
-		return fmt.Errorf("%s: a %s is not what goes here", wrongType.Field, wrongType.Value)
-	}
-	if unknown, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-		return fmt.Errorf("unknown field %s; there are: token and api, each with status, latency, retry_after, body", unknown)
-	}
-	return errors.New("the body is not a JSON object")
-}
-
-// only answers a request of another method.
-func only(w http.ResponseWriter, r *http.Request, method string) bool {
-	if r.Method == method {
-		return true
-	}
-	w.Header().Set("Allow", method)
-	controlError(w, http.StatusMethodNotAllowed, "use "+method)
-	return false
-}
-
-func controlError(w http.ResponseWriter, status int, message string) {
-	writeJSON(w, status, jsonType, struct {
-		Error string `json:"error"`
-	}{message})
 }

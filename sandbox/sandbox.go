@@ -1,12 +1,13 @@
-// Package sandbox imitates the Understory and Voucherify APIs, with the token
-// endpoints in front of them, so that a gateway can be developed, demonstrated
-// and tested without credentials. A Server is a plain http.Handler; the Caddy
-// module http.handlers.sandbox wraps one. Production builds leave the package
-// out: nothing here is meant to keep a secret.
+// Package sandbox imitates the Understory and Voucherify APIs and their token
+// endpoints, so that a gateway can be developed, demonstrated and tested without
+// credentials. What a gateway does not see is canned. A Server is a plain
+// http.Handler; the Caddy module http.handlers.sandbox wraps one. Production
+// builds leave the package out: nothing here is meant to keep a secret.
 package sandbox
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -20,34 +21,25 @@ const (
 	apiUnderstory = "understory"
 	apiVoucherify = "voucherify"
 
-	// maxBody is the longest request body that either API takes.
-	maxBody = 10 << 20
+	defaultClient = "sandbox"
+
+	maxBody = 10 << 20 // of a request, to either API
 
 	jsonType = "application/json; charset=utf-8"
 )
 
 // Options say which API a Server imitates and for whom.
 type Options struct {
-	// API is "understory" or "voucherify".
-	API string
+	API string // "understory" or "voucherify"
 
 	// ClientID and ClientSecret are the one credential there is; for
-	// Voucherify they are the app id and the app token.
-	// Default: "sandbox" and "sandbox-secret".
+	// Voucherify they are the app id and the app token. Each ClientID sees a
+	// company of its own. Default: "sandbox" and "sandbox-secret".
 	ClientID, ClientSecret string
 
-	// Lifetime is how long a token lives. Fractions of a second count;
-	// expires_in tells it rounded up. Default: 3599s for Understory,
-	// 900s for Voucherify.
+	// Lifetime is how long a token lives; expires_in is rounded up to seconds.
+	// Default: 3599s for Understory, 900s for Voucherify.
 	Lifetime time.Duration
-}
-
-// checkAPI tells whether there is an imitation of api.
-func checkAPI(api string) error {
-	if api != apiUnderstory && api != apiVoucherify {
-		return fmt.Errorf("unknown API %q; there are: %s, %s", api, apiUnderstory, apiVoucherify)
-	}
-	return nil
 }
 
 // withDefaults returns o with its gaps filled, or what is wrong with it.
@@ -58,87 +50,66 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Lifetime < 0 {
 		return o, fmt.Errorf("lifetime is negative: %v", o.Lifetime)
 	}
-	if o.Lifetime == 0 && o.API == apiUnderstory {
-		o.Lifetime = 3599 * time.Second
-	}
-	if o.Lifetime == 0 {
-		o.Lifetime = 900 * time.Second
-	}
-	if o.ClientID == "" {
-		o.ClientID = "sandbox"
-	}
-	if o.ClientSecret == "" {
-		o.ClientSecret = "sandbox-secret"
-	}
+	lifetimes := map[string]time.Duration{apiUnderstory: 3599 * time.Second, apiVoucherify: 900 * time.Second}
+	o.Lifetime = cmp.Or(o.Lifetime, lifetimes[o.API])
+	o.ClientID = cmp.Or(o.ClientID, defaultClient)
+	o.ClientSecret = cmp.Or(o.ClientSecret, "sandbox-secret")
 	return o, nil
 }
 
-// Server imitates one API: its token endpoint, its introspection and
-// revocation endpoints, the API itself and, under /sandbox/, the controls
-// that a real one does not have.
+// checkAPI returns an error if there is no imitation of api.
+func checkAPI(api string) error {
+	if api != apiUnderstory && api != apiVoucherify {
+		return fmt.Errorf("unknown API %q; there are: %s, %s", api, apiUnderstory, apiVoucherify)
+	}
+	return nil
+}
+
+// Server imitates one API and its authorization server. Under /sandbox/ it has
+// controls that a real one does not have.
 type Server struct {
-	state     *state
+	*state
 	imitation imitation
-	oauth     map[string]endpoint
+	endpoints map[string]func(*http.Request) answer
 }
 
-// imitation is what differs from one API to the other.
+// imitation is what differs from one API to the other, beside their samples.
 type imitation interface {
-	// endpoints are those of the authorization server, by their paths.
-	endpoints() map[string]endpoint
-
-	// serveAPI answers every other request. Its body has been read already,
-	// and is longer than maxBody if it was too long to be read.
-	serveAPI(w http.ResponseWriter, r *http.Request, body []byte)
-
-	// header sets what every answer of the API carries.
-	header(h http.Header)
-
-	// tokenError and apiError answer with an error status in the API's own
-	// words, where there is no more to say about it.
-	tokenError(w http.ResponseWriter, status int)
-	apiError(w http.ResponseWriter, status int)
-}
-
-// endpoint is one of an authorization server. It is called for POST only.
-type endpoint struct {
-	serve  http.HandlerFunc
-	issues bool // it is a token endpoint
+	// endpoints returns those of the authorization server, by path. They are
+	// called for POST only.
+	endpoints() map[string]func(*http.Request) answer
+	// tokenError is how the authorization server answers with an error status.
+	tokenError(status int) answer
+	// page answers with the page of objects that c asks for.
+	page(c *call, o *operation, objects []object) answer
+	// describe returns the body of an error of the API.
+	describe(status int, f failure) any
 }
 
 // state is what outlives a config: everything a client could miss after a
-// reload. Options are no part of it, so a changed secret leaves live tokens
+// reload. Options are not part of it, so a changed secret leaves live tokens
 // alone, as it does at the real APIs.
 type state struct {
-	tokens tokens
-	faults atomic.Pointer[Faults]
+	tokens  tokens
+	faults  atomic.Pointer[Faults]
+	company *company
 
 	tokenRequests, apiRequests, unauthorized atomic.Int64
+}
 
-	company *company // what the Understory API serves
-	project *project // what the Voucherify API serves
+func newState(o Options) (*state, error) {
+	co, err := newCompany(o.API, o.ClientID)
+	s := &state{company: co, tokens: tokens{byValue: make(map[string]token)}}
+	s.faults.Store(new(Faults))
+	return s, err
 }
 
 // Destruct makes a state poolable; there is nothing to release.
 func (s *state) Destruct() error { return nil }
 
 // String and GoString keep tokens out of the pool's panics.
-func (s *state) String() string { return "sandbox state" }
-
-// GoString is what %#v prints.
+func (s *state) String() string   { return "sandbox state" }
 func (s *state) GoString() string { return s.String() }
-
-func newState(api string) (*state, error) {
-	s := new(state)
-	s.faults.Store(new(Faults))
-	var err error
-	if api == apiUnderstory {
-		s.company, err = newCompany()
-	} else {
-		s.project, err = newProject()
-	}
-	return s, err
-}
 
 // New returns a Server with its own tokens and sample data.
 func New(o Options) (*Server, error) {
@@ -146,7 +117,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	st, err := newState(o.API)
+	st, err := newState(o)
 	if err != nil {
 		return nil, err
 	}
@@ -154,13 +125,11 @@ func New(o Options) (*Server, error) {
 }
 
 func newServer(o Options, st *state) *Server {
-	var im imitation
-	if o.API == apiUnderstory {
-		im = newUnderstory(o, st)
-	} else {
-		im = newVoucherify(o, st)
+	var im imitation = &understory{o, st}
+	if o.API == apiVoucherify {
+		im = &voucherify{o, st}
 	}
-	return &Server{state: st, imitation: im, oauth: im.endpoints()}
+	return &Server{st, im, im.endpoints()}
 }
 
 // ServeHTTP answers r as the imitated API or, under /sandbox/, as its remote
@@ -177,36 +146,28 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r.Body = io.NopCloser(bytes.NewReader(body))
 
 	if r.URL.Path == "/sandbox" || strings.HasPrefix(r.URL.Path, "/sandbox/") {
-		s.serveControl(w, r)
+		s.control(r).write(w)
 		return
 	}
-	if e, ok := s.oauth[r.URL.Path]; ok {
-		s.serveOAuth(w, r, e)
+	if serve, ok := s.endpoints[r.URL.Path]; ok {
+		s.authorize(r, serve).write(w)
 		return
 	}
-
-	s.state.apiRequests.Add(1)
-	w = &unauthorizedCounter{ResponseWriter: w, count: &s.state.unauthorized}
-	s.imitation.header(w.Header())
-	if s.state.faults.Load().API.strike(w, r, s.imitation.apiError) {
-		return
-	}
-	s.imitation.serveAPI(w, r, body)
+	s.call(r, body).write(w)
 }
 
-func (s *Server) serveOAuth(w http.ResponseWriter, r *http.Request, e endpoint) {
-	if e.issues {
-		s.state.tokenRequests.Add(1)
-		if s.state.faults.Load().Token.strike(w, r, s.imitation.tokenError) {
-			return
+// authorize answers a request to the authorization server.
+func (s *Server) authorize(r *http.Request, serve func(*http.Request) answer) answer {
+	if strings.HasSuffix(r.URL.Path, "/token") {
+		s.tokenRequests.Add(1)
+		if a, ok := s.faults.Load().Token.strike(r, s.imitation.tokenError); ok {
+			return a
 		}
 	}
 	if r.Method != http.MethodPost {
-		w.Header().Set("Allow", http.MethodPost)
-		s.imitation.tokenError(w, http.StatusMethodNotAllowed)
-		return
+		return s.imitation.tokenError(http.StatusMethodNotAllowed).with("Allow", http.MethodPost)
 	}
-	e.serve(w, r)
+	return serve(r)
 }
 
 // Stats counts what a Server was asked.
@@ -219,41 +180,40 @@ type Stats struct {
 
 // Stats returns what was counted so far.
 func (s *Server) Stats() Stats {
-	return Stats{
-		TokenRequests: s.state.tokenRequests.Load(),
-		LiveTokens:    s.state.tokens.count(),
-		APIRequests:   s.state.apiRequests.Load(),
-		Unauthorized:  s.state.unauthorized.Load(),
-	}
+	return Stats{s.tokenRequests.Load(), s.tokens.count(), s.apiRequests.Load(), s.unauthorized.Load()}
 }
 
 // RevokeAll revokes every live token.
-func (s *Server) RevokeAll() { s.state.tokens.revokeAll() }
+func (s *Server) RevokeAll() { s.tokens.revokeAll() }
 
-// unauthorizedCounter counts a 401 before it is sent, so that a client that
-// has seen it finds it counted.
-type unauthorizedCounter struct {
-	http.ResponseWriter
-	count *atomic.Int64
+// answer is what a request is answered with.
+type answer struct {
+	status int
+	header []string // names and values, in turn
+
+	// body is sent as JSON, unless it is nil or a string. That of an error of
+	// an API is a failure until the API has described it.
+	body any
 }
 
-func (c *unauthorizedCounter) WriteHeader(status int) {
-	if status == http.StatusUnauthorized {
-		c.count.Add(1)
-	}
-	c.ResponseWriter.WriteHeader(status)
+func succeed(body any) answer { return answer{status: http.StatusOK, body: body} }
+
+// with returns a with one more header, or another value of it.
+func (a answer) with(name, value string) answer {
+	a.header = append(a.header[:len(a.header):len(a.header)], name, value)
+	return a
 }
 
-func (c *unauthorizedCounter) Unwrap() http.ResponseWriter { return c.ResponseWriter }
-
-// writeJSON answers with v, without the newline that json.Encoder adds.
-func writeJSON(w http.ResponseWriter, status int, contentType string, v any) {
-	body, err := json.Marshal(v)
-	if err != nil {
-		http.Error(w, "encoding the answer: "+err.Error(), http.StatusInternalServerError)
-		return
+func (a answer) write(w http.ResponseWriter) {
+	body, isText := a.body.(string)
+	if !isText && a.body != nil {
+		encoded, _ := json.Marshal(a.body) // there is nothing without an encoding
+		body = string(encoded)
+		w.Header().Set("Content-Type", jsonType)
 	}
-	w.Header().Set("Content-Type", contentType)
-	w.WriteHeader(status)
-	_, _ = w.Write(body) // a client that has gone is no concern of ours
+	for i := 0; i < len(a.header); i += 2 {
+		w.Header().Set(a.header[i], a.header[i+1])
+	}
+	w.WriteHeader(a.status)
+	_, _ = io.WriteString(w, body) // a client that has gone is not our concern
 }

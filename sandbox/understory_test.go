@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-const everyUnderstoryScope = "openid booking.read booking.write event.read experience.read order.read marketing.read gift-card.read webhook.read webhook.write"
+const everyUnderstoryScope = "openid offline booking.read booking.write event.read experience.read order.read marketing.read webhook.read webhook.write"
 
 func TestUnderstoryTokenIsAsLongAsTheRealOne(t *testing.T) {
 	if n := len(understoryGrant(t, newServerFor(t, apiUnderstory), "openid")); n != 1184 {
@@ -80,20 +80,37 @@ func TestUnderstoryOperations(t *testing.T) {
 		{"GET", "/v1/me", none, nil, 200, `"company_name":"Sandbox Adventures"`},
 		{"GET", "/v1/bookings", value, nil, 200, `"id":"Bk1aQ7wE3rT5yU9iO2pZ"`},
 		{"HEAD", "/v1/bookings", value, nil, 200, ""},
-		{"GET", "/v1/bookings/Bk2sD4fG6hJ8kL1zX3cV", value, nil, 200, `"participants":4`},
+		{"GET", "/v1/bookings/Bk2sD4fG6hJ8kL1zX3cV", value, nil, 200, `"status":"CHECKED_IN"`},
 		{"GET", "/v1/bookings/nope", value, nil, 404, `{"code":"NOT_FOUND","message":"Not Found"}`},
-		{"GET", "/v1/bookings", none, nil, 403, `"code":"FORBIDDEN"`},
+		{"GET", "/v1/bookings", none, nil, 403, `"code":"UNAUTHORIZED"`},
 		{"POST", "/v1/bookings", none, nil, 403, "booking.write"},
 		{"DELETE", "/v1/bookings", value, nil, 405, `"code":"METHOD_NOT_ALLOWED"`},
-		{"GET", "/v1/events", value, nil, 200, `"items":[{`},
-		{"GET", "/v1/event-availabilities/Ev1kL6jH8gF4dS2aQ0wE", value, nil, 200, `"available":6`},
+		{"GET", "/v1/bookings/Bk1aQ7wE3rT5yU9iO2pZ/tickets", value, nil, 200, `"check_in":`},
+		{"GET", "/v1/bookings/Bk1aQ7wE3rT5yU9iO2pZ/information-request-answers", value, nil, 200, `"items":[{`},
+		{"GET", "/v1/bookings/nope/tickets", value, nil, 404, `"code":"NOT_FOUND"`},
+		{"GET", "/v1/bookings/Bk1aQ7wE3rT5yU9iO2pZ/tickets", none, nil, 403, `"code":"UNAUTHORIZED"`},
+		{"GET", "/v1/events", value, nil, 200, `"capacity":{"reserved":6,"total":12}`},
+		{"GET", "/v1/events/Ev1kL6jH8gF4dS2aQ0wE", value, nil, 200, `"sessions":[{"end_time":`},
+		{"GET", "/v1/events?limit=500", value, nil, 200, `"items":[{`},
+		{"GET", "/v1/events?limit=501", value, nil, 400, "limit"},
+		{"GET", "/v1/event-availabilities?experienceId=Xp1qW2eR3tY4uI5oP6aS", value, nil, 200, `"constraints":[{`},
+		{"GET", "/v1/event-availabilities", value, nil, 400, "experienceId"},
+		{"GET", "/v1/event-availabilities?experience_id=Xp1qW2eR3tY4uI5oP6aS", value, nil, 400, "experienceId"},
+		{"GET", "/v1/event-availabilities/Ev3pO5iU7yT9rE1wQ2aS", value, nil, 200, `"available":false`},
 		{"GET", "/v1/experiences", value, nil, 400, "Accept-Language"},
 		{"GET", "/v1/experiences", value, []string{"Accept-Language", "da"}, 200, "Harbour"},
 		{"GET", "/v1/experiences/Xp1qW2eR3tY4uI5oP6aS", value, nil, 400, "Accept-Language"},
-		{"GET", "/v1/orders", value, nil, 200, `"items":[{`},
-		{"GET", "/v1/marketing-consents", value, nil, 200, `"items":[{`},
-		{"GET", "/v1/gift-cards", value, nil, 200, `"items":[{`},
-		{"GET", "/v1/webhook-subscriptions", value, nil, 200, `"items":[{`},
+		{"GET", "/v1/experiences/Xp1qW2eR3tY4uI5oP6aS/information-requests", value, nil, 400, "Accept-Language"},
+		{"GET", "/v1/experiences/Xp1qW2eR3tY4uI5oP6aS/ticket-variants", value, nil, 400, "Accept-Language"},
+		{"GET", "/v1/experiences/Xp1qW2eR3tY4uI5oP6aS/ticket-variants", value, []string{"Accept-Language", "da"}, 200, `"currency":"DKK"`},
+		{"GET", "/v1/orders", value, nil, 200, `"totals":{"amount":`},
+		{"GET", "/v1/orders/Or1zA3xS5cD7vF9bG2nH/line-items", value, nil, 200, `"item_type":"VARIANT"`},
+		{"GET", "/v1/orders/Or1zA3xS5cD7vF9bG2nH/transactions", value, nil, 200, `"items":[{`},
+		{"GET", "/v1/orders/Or1zA3xS5cD7vF9bG2nH/refunds", value, nil, 200, `{"items":[]}`},
+		{"GET", "/v1/orders/nope/refunds", value, nil, 404, "NOT_FOUND"},
+		{"GET", "/v1/marketing-consents", value, nil, 200, `"company_id":"9Tq2nVb4cX7mKd1Lw0Zs"`},
+		{"GET", "/v1/gift-cards", none, nil, 200, `"items":[{`}, // no scope is published
+		{"GET", "/v1/webhook-subscriptions", value, nil, 200, `"event_types":["v1.booking.created"]`},
 		{"GET", "/v1/nothing", value, nil, 404, "NOT_FOUND"},
 		{"GET", "/v2/me", value, nil, 404, "NOT_FOUND"},
 		{"GET", "//v1/me", value, nil, 404, "NOT_FOUND"},
@@ -136,8 +153,11 @@ func TestUnderstoryPages(t *testing.T) {
 	if pages != 2 || strings.Join(ids, " ") != "Bk1aQ7wE3rT5yU9iO2pZ Bk2sD4fG6hJ8kL1zX3cV Bk3bN5mQ7wE9rT2yU4iO" {
 		t.Errorf("%d pages: %v", pages, ids)
 	}
-	for _, query := range []string{"limit=0", "limit=101", "limit=x", "cursor=x", "cursor=" + encodeCursor(-1)} {
+	for _, query := range []string{"limit=0", "limit=101", "limit=x", "cursor=x", "cursor=" + encodeCursor(-1), "sort=+created_at", "sort=name"} {
 		wantStatus(t, send(s, "GET", "/v1/bookings?"+query, value, ""), 400)
+	}
+	if p := decode[testPage](t, send(s, "GET", "/v1/bookings?sort=-created_at", value, "")); p.Items[0].ID != ids[2] {
+		t.Errorf("sorted from the last on, the first is %s", p.Items[0].ID)
 	}
 	wantBody(t, send(s, "GET", "/v1/bookings?cursor="+encodeCursor(99), value, ""), 200, `{"items":[]}`)
 }
@@ -145,18 +165,18 @@ func TestUnderstoryPages(t *testing.T) {
 func TestUnderstoryBookingsAreNotIdempotent(t *testing.T) {
 	s := newServerFor(t, apiUnderstory)
 	value := understoryGrant(t, s, everyUnderstoryScope)
-	type booking struct {
-		ID           string `json:"id"`
-		Participants int    `json:"participants"`
+	var ids [2]string
+	for i := range ids {
+		w := send(s, "POST", "/v1/bookings", value, `{"id":"mine","event_id":"Ev1kL6jH8gF4dS2aQ0wE","locale":"da"}`)
+		ids[i] = decode[struct{ ID string }](t, w).ID
+		wantBody(t, w, 201, `{"id":"`+ids[i]+`","status":"ACTIVE"}`)
+		got := decode[struct{ ID, Status, Locale string }](t, send(s, "GET", "/v1/bookings/"+ids[i], value, ""))
+		if got.ID != ids[i] || got.Status != "ACTIVE" || got.Locale != "da" {
+			t.Errorf("%+v", got)
+		}
 	}
-	var made [2]booking
-	for i := range made {
-		w := send(s, "POST", "/v1/bookings", value, `{"id":"mine","participants":3}`)
-		wantStatus(t, w, 201)
-		made[i] = decode[booking](t, w)
-	}
-	if made[0].ID == made[1].ID || made[0].ID == "mine" || made[0].Participants != 3 {
-		t.Errorf("%+v", made)
+	if ids[0] == ids[1] || ids[0] == "mine" || ids[0] == "" {
+		t.Errorf("%v", ids)
 	}
 	if p := decode[testPage](t, send(s, "GET", "/v1/bookings", value, "")); len(p.Items) != 5 {
 		t.Errorf("%d bookings, want 5", len(p.Items))
@@ -169,12 +189,21 @@ func TestUnderstoryBookingsAreNotIdempotent(t *testing.T) {
 func TestUnderstoryWebhookSubscriptions(t *testing.T) {
 	s := newServerFor(t, apiUnderstory)
 	value := understoryGrant(t, s, everyUnderstoryScope)
-	w := send(s, "POST", "/v1/webhook-subscriptions", value, `{"url":"https://a.example"}`)
+	type subscription struct {
+		ID, URL, State, Secret string
+		CreatedAt              string `json:"created_at"`
+		UpdatedAt              string `json:"updated_at"`
+	}
+	w := send(s, "POST", "/v1/webhook-subscriptions", value, `{"url":"https://a.example","event_types":["v1.booking.created"],"state":"DISABLED"}`)
 	wantStatus(t, w, 201)
-	path := "/v1/webhook-subscriptions/" + decode[struct{ ID string }](t, w).ID
-	wantStatus(t, send(s, "PUT", path, value, `{"url":"https://b.example"}`), 200)
-	if w := send(s, "GET", path, value, ""); !strings.Contains(w.Body.String(), "https://b.example") {
-		t.Errorf("not replaced: %s", w.Body)
+	made := decode[subscription](t, w)
+	if made.URL != "https://a.example" || made.State != "DISABLED" || made.Secret == "" || made.CreatedAt == "" || made.UpdatedAt == "" {
+		t.Errorf("made %+v", made)
+	}
+	path := "/v1/webhook-subscriptions/" + made.ID
+	wantStatus(t, send(s, "PUT", path, value, `{"id":"mine","url":"https://b.example"}`), 200)
+	if got := decode[subscription](t, send(s, "GET", path, value, "")); got.URL != "https://b.example" || got.ID != made.ID || got.Secret != made.Secret {
+		t.Errorf("replaced by %+v", got)
 	}
 	wantStatus(t, send(s, "PUT", path, value, `[]`), 400)
 	wantBody(t, send(s, "DELETE", path, value, ""), 204, "")

@@ -125,7 +125,7 @@ func TestUnderstoryVectors(t *testing.T) {
 	}
 }
 
-var generated = regexp.MustCompile(`("access_token":)"[^"]{50,}"|("exp":|"iat":|"nbf":|"expires_at":)\d+|("client_id":)"a1Bcdefg2HI3Jkl4m5nOP"|("access_token":)"<[^"]*>"`)
+var generated = regexp.MustCompile(`("access_token":)"[^"]{50,}"|("exp":|"iat":|"nbf":|"expires_at":)\d+|("client_id":)"[A-Za-z0-9]{21}"|("access_token":)"<[^"]*>"`)
 
 // generic blanks out what is made up for each token.
 func generic(body string) string { return generated.ReplaceAllString(body, "$1$2$3$4*") }
@@ -156,11 +156,9 @@ func TestVoucherifyVectors(t *testing.T) {
 			if w.Code != v.Response.Status {
 				t.Errorf("status %d, want %d", w.Code, v.Response.Status)
 			}
-			// The client's ID is made up for each sandbox, and the recorded
-			// token of "introspect active" was older.
+			// The recorded token of "introspect active" was older.
 			want := strings.Replace(v.body(t), `"expires_in":555`, `"expires_in":900`, 1)
-			got := strings.ReplaceAll(w.Body.String(), s.state.project.clientID, "a1Bcdefg2HI3Jkl4m5nOP")
-			if got, want := generic(got), generic(want); got != want {
+			if got, want := generic(w.Body.String()), generic(want); got != want {
 				t.Errorf("body\n%s, want\n%s", got, want)
 			}
 			if v.Name == "introspect active" && !strings.Contains(w.Body.String(), live) {
@@ -171,6 +169,14 @@ func TestVoucherifyVectors(t *testing.T) {
 			}
 		})
 	}
+}
+
+// voucherifyGrant is Voucherify's answer to a token request.
+type voucherifyGrant struct {
+	AccessToken string `json:"access_token"`
+	ExpiresAt   int64  `json:"expires_at"`
+	ExpiresIn   int64  `json:"expires_in"`
+	Scope       string `json:"scope"`
 }
 
 // newServerFor returns a Server with the defaults.

@@ -1,7 +1,9 @@
 package sandbox
 
 import (
+	"fmt"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -28,10 +30,9 @@ func TestVoucherifyScopes(t *testing.T) {
 		{v1: "vouchers nothing"},
 		{v1: "vouchers.read"},
 		{v1: ""},
-		{v2: "vouchers.read campaigns.write", ok: true},
-		{v2: "vouchers"},
-		{v2: "api.read"},
-		{v2: "vouchers.delete"},
+		{v2: "vouchers.publish customers.details.read areas.manage", ok: true},
+		{v2: "anything", ok: true},
+		{v2: "vouchers.read,campaigns.read"},
 	} {
 		r, scope := voucherifyRequestV1(tc.v1), tc.v1
 		if tc.v2 != "" {
@@ -47,8 +48,9 @@ func TestVoucherifyScopes(t *testing.T) {
 			t.Errorf("granted %q, want %q", g.Scope, scope)
 		}
 	}
-	if len(voucherifySegments)+len([]string{"api", "client_api"}) != 42 {
-		t.Errorf("%d segments", len(voucherifySegments))
+	all := s.company.Scopes
+	if len(all) != 42 || !slices.IsSorted(all) {
+		t.Errorf("%d scopes, want 42: %v", len(all), all)
 	}
 }
 
@@ -56,8 +58,8 @@ func TestVoucherifyV2(t *testing.T) {
 	s := newServerFor(t, apiVoucherify)
 	value := granted(t, s, voucherifyRequestV2("proj_1", "vouchers.read"))
 	wantStatus(t, send(s, "GET", "/v1/vouchers", value, ""), 200)
-	wantStatus(t, send(s, "POST", "/v1/vouchers/BLCKFRDY/validate", value, ""), 403)
 	wantStatus(t, send(s, "GET", "/v1/campaigns", value, ""), 403)
+	wantStatus(t, send(s, "GET", "/v1/vouchers", voucherifyGrantV1(t, s, "campaigns"), ""), 403)
 
 	wantBody(t, serve(s, voucherifyRequestV2("", "vouchers.read")), 400,
 		`{"code":400,"key":"missing_parameters","message":"Missing parameters"}`)
@@ -95,11 +97,12 @@ func TestVoucherifyOperations(t *testing.T) {
 		status                    int
 		contains                  string
 	}{
-		{"GET", "/v1/vouchers", api, "", nil, 200, `{"object":"list","data_ref":"vouchers","vouchers":[{"id":"v_`},
+		{"GET", "/v1/vouchers", api, "", nil, 200, `{"object":"list","data_ref":"vouchers","vouchers":[{`},
 		{"GET", "/v1/vouchers", vouchers, "", nil, 200, `"total":3}`},
 		{"GET", "/v1/vouchers?limit=1&page=2&[created_at][before]=2030-01-01", api, "", nil, 200, `"code":"BLCKFRDY"`},
 		{"GET", "/v1/vouchers?limit=1&page=9", api, "", nil, 200, `"vouchers":[],"total":3}`},
 		{"GET", "/v1/vouchers?limit=x", api, "", nil, 400, `"key":"invalid_payload"`},
+		{"GET", "/v1/vouchers?page=0", api, "", nil, 400, `"key":"invalid_payload"`},
 		{"GET", "/v1/vouchers/GIFT-CARD-xwc6X7Tk", api, "", nil, 200, `"gift":{"amount":55000,"balance":44700,"effect":"APPLY_TO_ORDER"}`},
 		{"GET", "/v1/vouchers/a%2Fb%20c", api, "", nil, 200, `"code":"a/b c"`},
 		{"GET", "/v1/vouchers/a/b%20c", api, "", nil, 404, `"key":"not_found"`},
@@ -107,29 +110,43 @@ func TestVoucherifyOperations(t *testing.T) {
 		{"GET", "/v1/vouchers/NOPE", api, "", nil, 404, `{"code":404,"key":"not_found","message":"Resource not found","details":"Cannot find voucher with id NOPE","request_id":"v-`},
 		{"GET", "/v1/vouchers/NOPE", api, "", nil, 404, `"resource_id":"NOPE","resource_type":"voucher"}`},
 		{"DELETE", "/v1/vouchers", api, "", nil, 405, `{"code":405,"key":"method_not_allowed"`},
+		{"POST", "/v1/vouchers/importCSV", vouchers, "file", nil, 202, `{"async_action_id":"aa_`},
 		{"GET", "/v1/campaigns/Gift%20Cards", api, "", nil, 200, `"object":"campaign"`},
-		{"GET", "/v1/campaigns", vouchers, "", nil, 403, `{"code":403,"key":"missing_required_permission"`},
+		{"GET", "/v1/campaigns", vouchers, "", nil, 403, `{"code":403,"message":"Missing permission","details":"User does not have a required permission to perform this operation.","key":"missing_required_permission"}`},
 		{"GET", "/v1/customers", api, "", nil, 200, `"data_ref":"customers"`},
 		{"GET", "/v1/customers/ada@example.com", api, "", nil, 200, `"object":"customer"`},
 		{"GET", "/v1/customers/nobody", api, "", nil, 404, `"resource_type":"customer"`},
+		{"GET", "/v1/products/kayak-tour", api, "", nil, 200, `"object":"product"`},
+		{"GET", "/v1/orders", api, "", nil, 200, `"data_ref":"orders"`},
 		{"POST", "/v1/campaigns/NOPE/importCSV", api, "", nil, 404, `"resource_type":"campaign"`},
+		{"POST", "/v1/vouchers/GIFT-CARD-xwc6X7Tk/balance", api, `{"amount":10000}`, nil, 200,
+			`{"amount":10000,"total":65000,"balance":54700,"type":"gift_voucher","object":"balance","operation_type":"MANUAL","related_object":{"type":"voucher","id":"v_`},
+		{"POST", "/v1/vouchers/GIFT-CARD-xwc6X7Tk/balance", api, "", nil, 400, `"key":"invalid_payload"`},
+		{"POST", "/v1/vouchers/NOPE/balance", api, `{"amount":1}`, nil, 404, `"resource_type":"voucher"`},
 		{"POST", "/v1/validations", api, order, nil, 200, `"discount_amount":1000`},
-		{"POST", "/v1/validations", api, `{"redeemables":[{"object":"voucher","id":"NOPE"}]}`, nil, 200, `{"valid":false,`},
 		{"POST", "/v1/validations", api, `{}`, nil, 400, `"key":"invalid_payload"`},
+		{"POST", "/v1/validations", api, "", nil, 400, `"key":"invalid_payload"`},
 		{"POST", "/v1/validations", vouchers, order, nil, 403, "missing_required_permission"},
-		{"POST", "/v1/vouchers/a%2Fb%20c/validate", api, `{"order":{"amount":2000}}`, nil, 200, `"discount_amount":200,`},
+		{"POST", "/v1/vouchers/a%2Fb%20c/validate", api, `{"order":{"amount":5500}}`, nil, 200, `"code":"a/b c"`},
 		{"POST", "/v1/vouchers/NOPE/validate", api, "", nil, 404, `"resource_type":"voucher"`},
 		{"POST", "/v1/vouchers/BLCKFRDY/redemption", api, "", nil, 200, `"result":"SUCCESS"`},
+		{"POST", "/v1/redemptions", api, order, nil, 200, `"redemptions":[{`},
+		{"POST", "/v1/redemptions", api, `{"redeemables":[]}`, nil, 400, `"key":"invalid_payload"`},
 		{"POST", "/v1/redemptions", api, `{"redeemables":[{"object":"voucher","id":"NOPE"}]}`, nil, 404, `"key":"not_found"`},
+		{"GET", "/v1/redemptions", api, "", nil, 200, `"data_ref":"redemptions"`},
+		{"GET", "/v1/publications", api, "", nil, 200, `"data_ref":"publications"`},
+		{"POST", "/v1/publications", api, `{"customer":{"source_id":"ada@example.com"}}`, nil, 200, `"object":"publication"`},
+		{"GET", "/v1/publications/create?customer[source_id]=ada@example.com", api, "", nil, 200, `"object":"publication"`},
+		{"GET", "/v1/publications/create", vouchers, "", nil, 403, "missing_required_permission"},
 		{"GET", "/v1/nothing", api, "", nil, 404, `"key":"not_found"`},
 		{"POST", "/management/v1/projects", api, "", nil, 401, `"key":"unauthorized"`},
-		{"GET", "/v1/vouchers", "", "", nil, 401, `{"code":401,"key":"unauthorized","message":"Unauthorized","request_id":"v-`},
+		{"GET", "/v1/vouchers", "", "", nil, 401, `{"code":401,"message":"Unauthorized","key":"unauthorized"}`},
 
 		{"GET", "/client/v1/vouchers", client, "", origin, 200, `"data_ref":"vouchers"`},
 		{"POST", "/client/v1/redemptions", clientAPI, order, origin, 200, `"redemptions":[{`},
 		{"POST", "/client/v1/validations", client, order, origin, 403, "missing_required_permission"},
 		{"GET", "/client/v1/vouchers", api, "", origin, 403, "missing_required_permission"},
-		{"GET", "/client/v1/vouchers", client, "", nil, 403, `"key":"forbidden"`},
+		{"GET", "/client/v1/vouchers", client, "", nil, 400, "Origin"},
 		{"GET", "/v1/vouchers", clientAPI, "", origin, 403, "missing_required_permission"},
 	} {
 		w := send(s, tc.method, tc.path, tc.token, tc.body, tc.headers...)
@@ -153,56 +170,107 @@ func TestVoucherifyTooLarge(t *testing.T) {
 	wantBody(t, serve(s, r), 413, `{"statusCode":413,"error":"Request Entity Too Large","message":"Payload content length greater than maximum allowed: 10485760"}`)
 }
 
-func TestVoucherifyBalanceIsNotIdempotent(t *testing.T) {
+func TestVoucherifyObjects(t *testing.T) {
 	s := newServerFor(t, apiVoucherify)
 	value := voucherifyGrantV1(t, s, "api")
-	const path = "/v1/vouchers/GIFT-CARD-xwc6X7Tk/balance"
-	const related = `"type":"gift_voucher","object":"balance","related_object":{"type":"voucher","id":"v_hS8JqWm3Tz5LkRb7NxYc2VdF"}}`
-	wantBody(t, send(s, "POST", path, value, `{"amount":10000}`), 200, `{"amount":10000,"total":65000,"balance":54700,`+related)
-	wantBody(t, send(s, "POST", path, value, `{"amount":10000}`), 200, `{"amount":10000,"total":75000,"balance":64700,`+related)
-	if w := send(s, "GET", "/v1/vouchers/GIFT-CARD-xwc6X7Tk", value, ""); !strings.Contains(w.Body.String(), `"balance":64700`) {
-		t.Errorf("%s", w.Body)
+	type object struct {
+		ID, Code, Name, Object, Type string
+		Active                       bool
+		CreatedAt                    string `json:"created_at"`
 	}
-	for _, body := range []string{"", "{}", `{"amount":"1"}`, `{"amount":-64701}`} {
-		wantStatus(t, send(s, "POST", path, value, body), 400)
+	got := func(method, path, body string) object {
+		t.Helper()
+		w := send(s, method, path, value, body)
+		wantStatus(t, w, 200)
+		return decode[object](t, w)
 	}
-	wantStatus(t, send(s, "POST", "/v1/vouchers/BLCKFRDY/balance", value, `{"amount":1}`), 400)
-	wantStatus(t, send(s, "POST", "/v1/vouchers/NOPE/balance", value, `{"amount":1}`), 404)
+
+	made := got("POST", "/v1/vouchers/S%2F1", `{"id":"mine","code":"other","type":"DISCOUNT_VOUCHER"}`)
+	if made.Code != "S/1" || !strings.HasPrefix(made.ID, "v_") || made.Object != "voucher" || !made.Active || made.CreatedAt == "" {
+		t.Errorf("made %+v", made)
+	}
+	wantStatus(t, send(s, "POST", "/v1/vouchers/S%2F1", value, `{}`), 409)
+	wantStatus(t, send(s, "POST", "/v1/vouchers", value, `{"code":"S/1"}`), 409)
+	if w := send(s, "POST", "/v1/validations", value, `{"redeemables":[{"object":"voucher","id":"S/1"}]}`); !strings.Contains(w.Body.String(), `"valid":true`) {
+		t.Errorf("not valid: %s", w.Body)
+	}
+	if v := got("PUT", "/v1/vouchers/S%2F1", `{"id":"mine","type":"GIFT_VOUCHER"}`); v.Type != "GIFT_VOUCHER" || v.ID != made.ID || v.Code != "S/1" {
+		t.Errorf("updated to %+v", v)
+	}
+	got("POST", "/v1/vouchers/S%2F1/disable", "")
+	if got("GET", "/v1/vouchers/"+made.ID, "").Active {
+		t.Error("still active")
+	}
+	if !got("POST", "/v1/vouchers/S%2F1/enable", "").Active {
+		t.Error("not active again")
+	}
+	wantBody(t, send(s, "DELETE", "/v1/vouchers/S%2F1", value, ""), 204, "")
+	for _, request := range []string{"GET /v1/vouchers/S%2F1", "DELETE /v1/vouchers/S%2F1", "POST /v1/vouchers/S%2F1/enable"} {
+		method, path, _ := strings.Cut(request, " ")
+		wantStatus(t, send(s, method, path, value, ""), 404)
+	}
+	wantStatus(t, send(s, "PUT", "/v1/vouchers/S%2F1", value, "{}"), 404)
+
+	if a, b := got("POST", "/v1/vouchers", `{}`), got("POST", "/v1/vouchers", `{}`); a.Code == "" || a.Code == b.Code {
+		t.Errorf("random codes %q and %q", a.Code, b.Code)
+	}
+	if p := got("POST", "/v1/products", `{"name":"Paddle"}`); p.Object != "product" || got("GET", "/v1/products/Paddle", "").ID != p.ID {
+		t.Errorf("made %+v", p)
+	}
+	if o := got("POST", "/v1/orders", `{"source_id":"o1"}`); !strings.HasPrefix(o.ID, "ord_") || got("GET", "/v1/orders/o1", "").ID != o.ID {
+		t.Errorf("made %+v", o)
+	}
+	for _, body := range []string{"", "[]", "null"} {
+		wantStatus(t, send(s, "POST", "/v1/vouchers", value, body), 400)
+		wantStatus(t, send(s, "PUT", "/v1/vouchers/BLCKFRDY", value, body), 400)
+	}
 }
 
-func TestVoucherifyRedemptions(t *testing.T) {
+// Validations list every redeemable; where one cannot be used, none is.
+func TestVoucherifyValidations(t *testing.T) {
 	s := newServerFor(t, apiVoucherify)
 	value := voucherifyGrantV1(t, s, "api")
-	const both = `{"redeemables":[{"object":"voucher","id":"BLCKFRDY"},{"object":"voucher","id":"GIFT-CARD-xwc6X7Tk"}],"order":{"amount":5500}}`
-	type answer struct {
-		Redemptions []struct {
-			Amount  int64   `json:"amount"`
-			Voucher voucher `json:"voucher"`
-		} `json:"redemptions"`
-		Order order `json:"order"`
-	}
-
-	// A validation changes nothing, and neither does a redemption that fails.
-	wantStatus(t, send(s, "POST", "/v1/validations", value, both), 200)
-	wantStatus(t, send(s, "POST", "/v1/redemptions", value, strings.Replace(both, "GIFT-CARD-xwc6X7Tk", "NOPE", 1)), 404)
-	wantStatus(t, send(s, "POST", "/v1/redemptions", value, `{"redeemables":[]}`), 400)
-
-	got := decode[answer](t, send(s, "POST", "/v1/redemptions", value, both))
-	if got.Order != newOrder(5500, 5500) || got.Redemptions[0].Amount != 1000 || got.Redemptions[1].Amount != 4500 {
-		t.Errorf("%+v", got)
-	}
-	if g := got.Redemptions[1].Voucher.Gift; g.Balance != 44700-4500 || g.Amount != 55000 {
-		t.Errorf("%+v", g)
-	}
-	if n := got.Redemptions[0].Voucher.Redemption.Redeemed; n != 1 {
-		t.Errorf("redeemed %d times", n)
-	}
-	// Each redemption is listed with the voucher as it was then.
-	wantStatus(t, send(s, "POST", "/v1/redemptions", value, both), 200)
-	listed := send(s, "GET", "/v1/redemptions", value, "").Body.String()
-	for _, want := range []string{`"total":4}`, `"balance":40200,`, `"balance":35700,`} {
-		if !strings.Contains(listed, want) {
-			t.Errorf("no %s in %s", want, listed)
+	type validation struct {
+		Valid       bool
+		Redeemables []struct {
+			Status, ID, Object string
+			Result             struct {
+				Error struct {
+					Code int
+					Key  string
+				}
+			}
 		}
+		StackingRules map[string]any `json:"stacking_rules"`
+	}
+	for _, tc := range []struct {
+		ids   []string
+		valid bool
+		want  string
+	}{
+		{[]string{"BLCKFRDY", "GIFT-CARD-xwc6X7Tk"}, true, "BLCKFRDY APPLICABLE 0, GIFT-CARD-xwc6X7Tk APPLICABLE 0"},
+		{[]string{"BLCKFRDY", "N\"OPE", "a/b c"}, false, "BLCKFRDY SKIPPED 0, N\"OPE INAPPLICABLE 404, a/b c SKIPPED 0"},
+	} {
+		var sent []string
+		for _, id := range tc.ids {
+			sent = append(sent, fmt.Sprintf(`{"object":"voucher","id":%q}`, id))
+		}
+		v := decode[validation](t, send(s, "POST", "/v1/validations", value, `{"redeemables":[`+strings.Join(sent, ",")+`]}`))
+		var got []string
+		for _, r := range v.Redeemables {
+			got = append(got, fmt.Sprintf("%s %s %d", r.ID, r.Status, r.Result.Error.Code))
+		}
+		if text := strings.Join(got, ", "); text != tc.want || v.Valid != tc.valid || v.StackingRules == nil {
+			t.Errorf("%s, valid=%v, stacking_rules %v; want %s", text, v.Valid, v.StackingRules, tc.want)
+		}
+	}
+	redeemed := decode[struct {
+		Redemptions []struct {
+			Result  string
+			Voucher struct{ Code string }
+		}
+	}](t, send(s, "POST", "/v1/redemptions", value, `{"redeemables":[{"id":"BLCKFRDY"},{"id":"a/b c"}]}`))
+	if text := fmt.Sprint(redeemed.Redemptions); text != "[{SUCCESS {BLCKFRDY}} {SUCCESS {a/b c}}]" {
+		t.Errorf("redeemed %s", text)
 	}
 }
