@@ -129,5 +129,15 @@ func (s Series) Of(name, credential string, labels ...string) (float64, bool) {
 	return value, ok
 }
 
+// Sum returns the sum of a metric of a credential over all other labels.
+func (s Series) Sum(name, credential string) (sum float64) {
+	for key, value := range s {
+		if strings.HasPrefix(key, "caddy_egress_"+name+"{") && strings.Contains(key, Label("credential", credential)) {
+			sum += value
+		}
+	}
+	return sum
+}
+
 // Label returns a label as the metrics have it.
 func Label(name, value string) string { return fmt.Sprintf("%s=%q", name, value) }

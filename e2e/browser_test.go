@@ -1,4 +1,4 @@
-package egress_test
+package e2e_test
 
 import (
 	"context"
@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/caddy-egress/caddy-egress/internal/egresstest"
 )
 
 // chromium returns the path of a Chromium. Where there is none the test is
@@ -71,7 +73,7 @@ type evilPages struct {
 
 func newEvilPages(t *testing.T) *evilPages {
 	t.Helper()
-	page, err := os.ReadFile("testdata/browser/page.html")
+	page, err := os.ReadFile("../testdata/browser/page.html")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +91,7 @@ func newEvilPages(t *testing.T) *evilPages {
 	return p
 }
 
-func (p *evilPages) origin() string { return "http://evil.test:" + port(p.URL) }
+func (p *evilPages) origin() string { return "http://evil.test:" + egresstest.Port(p.URL) }
 
 // visit opens the page against target, and returns what it saw.
 func (p *evilPages) visit(t *testing.T, browser, target string) string {
@@ -124,8 +126,7 @@ type accessed struct {
 }
 
 // accesses returns the requests to paths that begin with prefix.
-func (g *gateway) accesses(prefix string) []accessed {
-	g.t.Helper()
+func accesses(g *egresstest.Gateway, prefix string) []accessed {
 	var entries []accessed
 	for line := range strings.Lines(g.Log()) {
 		var entry accessed
@@ -139,19 +140,12 @@ func (g *gateway) accesses(prefix string) []accessed {
 	return entries
 }
 
-// targets returns the requests for paths that begin with prefix which have arrived.
-func (r *recorder) targets(prefix string) []received {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(r.requests), func(req received) bool { return !strings.HasPrefix(req.Target, prefix) })
-}
-
 func TestBrowsers(t *testing.T) {
 	browser := chromium(t)
 	pages := newEvilPages(t)
 	evil := pages.origin()
-	endpoint, api := newTokens(t), newRecorder(t, (*httptest.Server).Start)
-	api.handler = func(w http.ResponseWriter, r *http.Request) {
+	endpoint, api := egresstest.NewTokens(t), egresstest.NewRecorder(t)
+	api.Handler = func(w http.ResponseWriter, r *http.Request) {
 		// the API is as open as can be: what keeps pages out is the gateway
 		header := w.Header()
 		header.Set("Access-Control-Allow-Origin", r.Header.Get("Origin"))
@@ -167,12 +161,12 @@ func TestBrowsers(t *testing.T) {
 	}
 
 	routes := "log\n" +
-		site("/closed", egress(api.URL, endpoint.URL, "")) +
-		site("/origins", egress(api.URL, endpoint.URL, "origins "+evil)) +
-		site("/hosts", egress(api.URL, endpoint.URL, "hosts rebound.example"))
-	cert, key := keyPair(t)
-	encrypted := freeAddr(t)
-	g := startGateway(t, routes+"}\nhttps://:"+port(encrypted)+" {\nbind 127.0.0.1\ntls "+cert+" "+key+"\n"+routes)
+		egresstest.Site("/closed", egresstest.Egress(api.URL, endpoint.URL, "")) +
+		egresstest.Site("/origins", egresstest.Egress(api.URL, endpoint.URL, "origins "+evil)) +
+		egresstest.Site("/hosts", egresstest.Egress(api.URL, endpoint.URL, "hosts rebound.example"))
+	cert, key := egresstest.KeyPair(t)
+	encrypted := egresstest.FreeAddr(t)
+	g := egresstest.StartGateway(t, routes+"}\nhttps://:"+egresstest.Port(encrypted)+" {\nbind 127.0.0.1\ntls "+cert+" "+key+"\n"+routes)
 
 	for scheme, addr := range map[string]string{"http": g.Addr, "https": encrypted} {
 		t.Run(scheme+"/page of another origin", func(t *testing.T) {
@@ -180,13 +174,13 @@ func TestBrowsers(t *testing.T) {
 			if saw := pages.visit(t, browser, scheme+"://"+addr+prefix); strings.Contains(saw, "data of the API") {
 				t.Errorf("the page saw:\n%s", saw)
 			}
-			if got := api.targets(prefix); len(got) > 0 {
+			if got := api.Under(prefix); len(got) > 0 {
 				t.Errorf("%d requests of the page have reached the API: %+v", len(got), got)
 			}
 
 			// what was refused is what browsers send
 			var seen []string
-			for _, access := range g.accesses(prefix) {
+			for _, access := range accesses(g, prefix) {
 				name := strings.TrimPrefix(access.Request.URI, prefix)
 				seen = append(seen, name)
 				origin, site := access.Request.Headers.Get("Origin"), access.Request.Headers.Get("Sec-Fetch-Site")
@@ -219,7 +213,7 @@ func TestBrowsers(t *testing.T) {
 				}
 			}
 			var arrived []string
-			for _, request := range api.targets(prefix) {
+			for _, request := range api.Under(prefix) {
 				arrived = append(arrived, request.Method+" "+strings.TrimPrefix(request.Target, prefix))
 				if origin := request.Header.Get("Origin"); origin != evil {
 					t.Errorf("%s came with Origin %q", request.Target, origin)
@@ -234,27 +228,27 @@ func TestBrowsers(t *testing.T) {
 
 		t.Run(scheme+"/page under a rebound name", func(t *testing.T) {
 			prefix := "/closed/rebound/" + scheme + "/"
-			dom := dump(t, browser, scheme+"://rebound.example:"+port(addr)+prefix+"page")
+			dom := dump(t, browser, scheme+"://rebound.example:"+egresstest.Port(addr)+prefix+"page")
 			if !strings.Contains(dom, "host_not_allowed") {
 				t.Errorf("the page is\n%s", dom)
 			}
-			if got := api.targets(prefix); len(got) > 0 {
+			if got := api.Under(prefix); len(got) > 0 {
 				t.Errorf("the API got %+v", got)
 			}
-			accesses := g.accesses(prefix)
-			if len(accesses) == 0 || accesses[0].Request.Host != "rebound.example:"+port(addr) || accesses[0].Status != http.StatusForbidden {
+			accesses := accesses(g, prefix)
+			if len(accesses) == 0 || accesses[0].Request.Host != "rebound.example:"+egresstest.Port(addr) || accesses[0].Status != http.StatusForbidden {
 				t.Errorf("the gateway got %+v", accesses)
 			}
 		})
 
 		t.Run(scheme+"/page under a name that is served", func(t *testing.T) {
 			prefix := "/hosts/" + scheme + "/"
-			dom := dump(t, browser, scheme+"://rebound.example:"+port(addr)+prefix+"page")
+			dom := dump(t, browser, scheme+"://rebound.example:"+egresstest.Port(addr)+prefix+"page")
 			if !strings.Contains(dom, "data of the APIdone</pre>") {
 				t.Errorf("the page is\n%s", dom)
 			}
-			got := api.targets(prefix)
-			if len(got) < 2 || got[1].Target != prefix+"fetched" || got[1].Header.Get("Origin") != scheme+"://rebound.example:"+port(addr) {
+			got := api.Under(prefix)
+			if len(got) < 2 || got[1].Target != prefix+"fetched" || got[1].Header.Get("Origin") != scheme+"://rebound.example:"+egresstest.Port(addr) {
 				t.Errorf("the API got %+v", got)
 			}
 		})
@@ -264,10 +258,10 @@ func TestBrowsers(t *testing.T) {
 	// cannot be told. Their answers stay unread.
 	t.Run("http/page of another origin, gateway that is no secure context", func(t *testing.T) {
 		prefix := "/closed/insecure/"
-		if saw := pages.visit(t, browser, "http://gateway.internal:"+port(g.Addr)+prefix); strings.Contains(saw, "data of the API") {
+		if saw := pages.visit(t, browser, "http://gateway.internal:"+egresstest.Port(g.Addr)+prefix); strings.Contains(saw, "data of the API") {
 			t.Errorf("the page saw:\n%s", saw)
 		}
-		for _, request := range api.targets(prefix) {
+		for _, request := range api.Under(prefix) {
 			if request.Method != http.MethodGet || request.Header.Get("Origin") != "" {
 				t.Errorf("the API got %+v", request)
 			}

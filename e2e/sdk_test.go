@@ -1,4 +1,4 @@
-package egress_test
+package e2e_test
 
 import (
 	"bytes"
@@ -6,20 +6,19 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/caddy-egress/caddy-egress/internal/egresstest"
 	"github.com/caddy-egress/caddy-egress/sandbox"
 )
 
 // sdkDir holds the official Voucherify SDK, pinned, and a script of its calls.
-const sdkDir = "testdata/voucherify-sdk"
+const sdkDir = "../testdata/voucherify-sdk"
 
 func TestVoucherifySDK(t *testing.T) {
 	node := sdkNode(t)
@@ -29,7 +28,7 @@ func TestVoucherifySDK(t *testing.T) {
 	for _, call := range sdkCalls(t, node, g) {
 		lines = append(lines, call.line)
 	}
-	diff(t, "the SDK's calls", lines, []string{
+	egresstest.CheckLines(t, "the SDK's calls", lines, []string{
 		`{"call":"list","result":{"object":"list","total":3,"codes":["GIFT-CARD-xwc6X7Tk","BLCKFRDY"],"rateLimit":2000}}`,
 		`{"call":"get","result":{"object":"voucher","code":"BLCKFRDY","amountOff":1000}}`,
 		`{"call":"get with an escaped code","result":{"object":"voucher","code":"a/b c","percentOff":10}}`,
@@ -40,9 +39,7 @@ func TestVoucherifySDK(t *testing.T) {
 		`{"call":"get what is not there","error":{"code":404,"key":"not_found","message":"Resource not found","resource_id":"MISSING","resource_type":"voucher"}}`,
 	})
 
-	api.mu.Lock()
-	requests := slices.Clone(api.requests)
-	api.mu.Unlock()
+	requests := api.All()
 	var targets []string
 	for _, got := range requests {
 		if text := fmt.Sprint(got.Header, got.Body); strings.Contains(text, "dummy") {
@@ -64,7 +61,7 @@ func TestVoucherifySDK(t *testing.T) {
 			t.Errorf("X-Voucherify-Channel is %q at %s, want that of the SDK", channel, got.Target)
 		}
 	}
-	diff(t, "the API's requests", targets, []string{
+	egresstest.CheckLines(t, "the API's requests", targets, []string{
 		"GET /v1/vouchers?limit=2",
 		"GET /v1/vouchers/BLCKFRDY",
 		"GET /v1/vouchers/a%2Fb%20c",
@@ -99,15 +96,15 @@ func TestVoucherifySDKDecodesTheGatewaysAnswers(t *testing.T) {
 
 // startSDKGateway starts an imitation of Voucherify's API, what records its
 // requests, and a gateway to it.
-func startSDKGateway(t *testing.T, faults sandbox.Faults) (*sandbox.Server, *recorder, *gateway) {
+func startSDKGateway(t *testing.T, faults sandbox.Faults) (*sandbox.Server, *egresstest.Recorder, *egresstest.Gateway) {
 	t.Helper()
-	voucherify, _ := newSandbox(t, sandbox.Options{API: "voucherify", ClientID: "id", ClientSecret: testSecret})
+	voucherify, _ := egresstest.NewSandbox(t, "voucherify")
 	if err := voucherify.SetFaults(faults); err != nil {
 		t.Fatal(err)
 	}
-	api := newRecorder(t, (*httptest.Server).Start)
-	api.handler = voucherify.ServeHTTP
-	g := startGateway(t, `egress voucherify `+api.URL+` {
+	api := egresstest.NewRecorder(t)
+	api.Handler = voucherify.ServeHTTP
+	g := egresstest.StartGateway(t, `egress voucherify `+api.URL+` {
 		app_id    id
 		app_token {env.EGRESS_TEST_SECRET}
 		scopes    api
@@ -144,7 +141,7 @@ type sdkCall struct {
 }
 
 // sdkCalls runs the script against g in a process that knows no secret.
-func sdkCalls(t *testing.T, node string, g *gateway) []sdkCall {
+func sdkCalls(t *testing.T, node string, g *egresstest.Gateway) []sdkCall {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -167,12 +164,4 @@ func sdkCalls(t *testing.T, node string, g *gateway) []sdkCall {
 		calls = append(calls, call)
 	}
 	return calls
-}
-
-// diff compares what there is with what there should be, line by line.
-func diff(t *testing.T, what string, got, want []string) {
-	t.Helper()
-	if !slices.Equal(got, want) {
-		t.Errorf("%s are\n\t%s\nwant\n\t%s", what, strings.Join(got, "\n\t"), strings.Join(want, "\n\t"))
-	}
 }

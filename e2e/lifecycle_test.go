@@ -1,4 +1,4 @@
-package egress_test
+package e2e_test
 
 import (
 	"context"
@@ -8,9 +8,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
-	"os"
-	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,12 +17,14 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
-	"github.com/caddy-egress/caddy-egress/sandbox"
+	"github.com/caddy-egress/caddy-egress/internal/egresstest"
 )
 
-// steady sends a request every interval until stopped, and counts the answers
+// steady sends a request every 5 ms until stopped, and counts the answers
 // that are not 200.
 type steady struct {
+	client *http.Client
+	url    string
 	tcp    bool // over TCP, where Caddy's hand-over is not without gaps
 	stop   chan struct{}
 	wg     sync.WaitGroup
@@ -35,15 +34,15 @@ type steady struct {
 	errors sync.Map
 }
 
-func startSteady(url string, interval time.Duration, tcp bool) *steady {
-	s := &steady{tcp: tcp, stop: make(chan struct{})}
+func startSteady(g *egresstest.Gateway, tcp bool) *steady {
+	s := &steady{client: g.Client, url: g.URL + "/v1/x", tcp: tcp, stop: make(chan struct{})}
 	s.wg.Go(func() {
-		tick := time.NewTicker(interval)
+		tick := time.NewTicker(5 * time.Millisecond)
 		defer tick.Stop()
 		for {
 			select {
 			case <-tick.C:
-				s.wg.Go(func() { s.send(url) })
+				s.wg.Go(func() { s.send() })
 			case <-s.stop:
 				return
 			}
@@ -52,16 +51,16 @@ func startSteady(url string, interval time.Duration, tcp bool) *steady {
 	return s
 }
 
-func (s *steady) send(url string) {
+func (s *steady) send() {
 	s.sent.Add(1)
 	var answered atomic.Bool
 	trace := &httptrace.ClientTrace{GotFirstResponseByte: func() { answered.Store(true) }}
-	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(context.Background(), trace), http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(context.Background(), trace), http.MethodGet, s.url, nil)
 	if err != nil {
 		s.fail(err.Error())
 		return
 	}
-	resp, err := plainClient.Do(req)
+	resp, err := s.client.Do(req)
 	if err != nil {
 		if s.tcp && !answered.Load() && connectionEnded(err) {
 			s.cut.Add(1)
@@ -111,93 +110,77 @@ func (s *steady) end(t *testing.T) {
 // accepted yet may end without an answer, whatever the handler: Caddy hands over
 // unix sockets only without a gap. Nothing else is tolerated.
 func TestReloadsUnderTraffic(t *testing.T) {
-	for name, options := range map[string][]gatewayOption{
+	for name, options := range map[string][]egresstest.GatewayOption{
 		"TCP":         nil,
-		"unix socket": {overUnixSocket()},
+		"unix socket": {egresstest.OverUnixSocket()},
 	} {
 		t.Run(name, func(t *testing.T) {
-			api, endpoint := newRecorder(t, (*httptest.Server).Start), newTokens(t)
-			routes := egress(api.URL, endpoint.URL, "")
-			g := startGateway(t, routes, options...)
-			g.get("/v1/warm-up")
+			api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
+			routes := egresstest.Egress(api.URL, endpoint.URL, "")
+			g := egresstest.StartGateway(t, routes, options...)
+			g.Get("/v1/warm-up")
 
-			traffic := startSteady(g.URL+"/v1/x", 5*time.Millisecond, options == nil)
+			traffic := startSteady(g, options == nil)
 			reload := func(n int) {
 				if n%2 == 0 {
-					if err := g.load(routes); err != nil {
+					if err := g.Load(routes); err != nil {
 						t.Errorf("reload %d: %v", n, err)
 					}
 					return
 				}
 				// rejected after the credential was provisioned: the other has no secret
 				broken := strings.Replace(routes, "EGRESS_TEST_SECRET", "EGRESS_TEST_NOT_SET", 1)
-				if err := g.load("handle /a* {\n" + routes + "\n}\nhandle {\n" + broken + "\n}"); err == nil {
+				if err := g.Load("handle /a* {\n" + routes + "\n}\nhandle {\n" + broken + "\n}"); err == nil {
 					t.Errorf("reload %d: a credential without a secret was accepted", n)
 				}
 			}
 			for n := range 10 {
 				sent := traffic.sent.Load()
 				reload(n)
-				eventually(t, "traffic between the reloads", func() bool { return traffic.sent.Load() > sent+20 })
+				egresstest.Eventually(t, "traffic between the reloads", func() bool { return traffic.sent.Load() > sent+20 })
 			}
 			traffic.end(t)
-			if got := endpoint.count(); got != 1 {
+			if got := endpoint.Count(); got != 1 {
 				t.Errorf("%d token requests, want that of the start only", got)
 			}
 
-			plainClient.CloseIdleConnections()
-			before := settledGoroutines(t, 0)
+			g.Client.CloseIdleConnections()
+			before := egresstest.SettledGoroutines(t, 0)
 			for n := range 50 {
 				reload(n)
 			}
-			if after := settledGoroutines(t, before+5); after > before+5 {
-				stacks := make([]byte, 1<<20)
-				t.Errorf("%d goroutines before 50 reloads, %d after\n%s", before, after, stacks[:runtime.Stack(stacks, true)])
+			if after := egresstest.SettledGoroutines(t, before+5); after > before+5 {
+				t.Errorf("%d goroutines before 50 reloads, %d after\n%s", before, after, egresstest.Stacks())
 			}
-			if got := endpoint.count(); got != 1 {
+			if got := endpoint.Count(); got != 1 {
 				t.Errorf("%d token requests after 50 more reloads, want 1", got)
 			}
 		})
 	}
 }
 
-// settledGoroutines returns the number of goroutines once it is at most most,
-// or no longer changes.
-func settledGoroutines(t *testing.T, most int) int {
-	t.Helper()
-	n, same := runtime.NumGoroutine(), 0
-	eventually(t, "goroutines to end", func() bool {
-		if now := runtime.NumGoroutine(); now != n {
-			n, same = now, 0
-		}
-		same++
-		return n <= most || same > 300
-	})
-	return n
-}
-
 func TestCredentialsComeAndGoByReload(t *testing.T) {
-	api, endpoint := newRecorder(t, (*httptest.Server).Start), newTokens(t)
+	api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
 	route := func(path, secret string) string {
-		return "handle " + path + " {\n" + strings.Replace(egress(api.URL, endpoint.URL, ""), "{env.EGRESS_TEST_SECRET}", secret, 1) + "\n}\n"
+		return "handle " + path + " {\n" + strings.Replace(egresstest.Egress(api.URL, endpoint.URL, ""), "{env.EGRESS_TEST_SECRET}", secret, 1) + "\n}\n"
 	}
 	scoped := func(path string) string {
-		return "handle " + path + " {\n" + egress(api.URL, endpoint.URL, "scopes read") + "\n}\n"
+		return "handle " + path + " {\n" + egresstest.Egress(api.URL, endpoint.URL, "scopes read") + "\n}\n"
 	}
-	authorization := func(g *gateway, path string) string {
-		if resp, body := g.get(path); resp.StatusCode != http.StatusOK {
+	authorization := func(g *egresstest.Gateway, path string) string {
+		if resp, body := g.Get(path); resp.StatusCode != http.StatusOK {
 			t.Fatalf("%s: %d %s", path, resp.StatusCode, body)
 		}
-		return api.last(t).Header.Get("Authorization")
+		return api.Last(t).Header.Get("Authorization")
 	}
-	mustLoad := func(g *gateway, routes string) {
-		if err := g.load(routes); err != nil {
+	mustLoad := func(g *egresstest.Gateway, routes string) {
+		if err := g.Load(routes); err != nil {
 			t.Fatal(err)
 		}
 	}
 	secret := "{env.EGRESS_TEST_SECRET}"
 
-	g := startGateway(t, route("/a", secret))
+	g := egresstest.StartGateway(t, route("/a", secret))
 	first := authorization(g, "/a")
 
 	mustLoad(g, route("/a", secret)+scoped("/b")) // added: the first keeps its token
@@ -206,7 +189,7 @@ func TestCredentialsComeAndGoByReload(t *testing.T) {
 		t.Errorf("after adding: tokens %q and %q, want %q and another", got, second, first)
 	}
 
-	t.Setenv("EGRESS_TEST_OTHER_SECRET", testSecret+"-changed")
+	t.Setenv("EGRESS_TEST_OTHER_SECRET", egresstest.Secret+"-changed")
 	mustLoad(g, route("/a", "{env.EGRESS_TEST_OTHER_SECRET}")+scoped("/b")) // changed: never the token of the other secret
 	if got := authorization(g, "/a"); got == first {
 		t.Error("a changed secret got the token of the one before")
@@ -223,7 +206,7 @@ func TestCredentialsComeAndGoByReload(t *testing.T) {
 }
 
 func TestRequestsThatDrainAcrossAReload(t *testing.T) {
-	endpoint := newTokens(t)
+	endpoint := egresstest.NewTokens(t)
 	arrived, answer := make(chan string, 1), make(chan struct{})
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/v1/slow" {
@@ -235,18 +218,18 @@ func TestRequestsThatDrainAcrossAReload(t *testing.T) {
 			}
 		}
 		// the token was revoked meanwhile: the old config has to get another
-		if r.Header.Get("Authorization") == "Bearer "+nth(1) {
+		if r.Header.Get("Authorization") == "Bearer "+egresstest.Token(1) {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
 		_, _ = io.WriteString(w, r.Header.Get("Authorization"))
 	}))
 	defer api.Close()
-	g := startGateway(t, egress(api.URL, endpoint.URL, ""), withGlobal("grace_period 50ms"))
+	g := egresstest.StartGateway(t, egresstest.Egress(api.URL, endpoint.URL, ""), egresstest.WithGlobal("grace_period 50ms"))
 
 	result := make(chan string, 1)
 	go func() {
-		resp, err := plainClient.Get(g.URL + "/v1/slow")
+		resp, err := egresstest.Client.Get(g.URL + "/v1/slow")
 		if err != nil {
 			result <- err.Error()
 			return
@@ -258,32 +241,32 @@ func TestRequestsThatDrainAcrossAReload(t *testing.T) {
 	<-arrived
 	// once this returns, the grace period is over and the old config cleaned up;
 	// its request is answered 401 after that, and sent again
-	if err := g.load(`respond "no egress any more" 404`); err != nil {
+	if err := g.Load(`respond "no egress any more" 404`); err != nil {
 		t.Fatal(err)
 	}
 	close(answer)
 	go func() { <-arrived }()
-	if got := <-result; got != "200 Bearer "+nth(2) {
+	if got := <-result; got != "200 Bearer "+egresstest.Token(2) {
 		t.Errorf("the request was answered %q, want 200 with the second token", got)
 	}
 }
 
 func TestRevocation(t *testing.T) {
-	for name, removal := range map[string]func(g *gateway) error{
-		"by a reload without the credential": func(g *gateway) error { return g.load(`respond 404`) },
-		"by a stop":                          func(*gateway) error { return caddy.Stop() },
+	for name, removal := range map[string]func(g *egresstest.Gateway) error{
+		"by a reload without the credential": func(g *egresstest.Gateway) error { return g.Load(`respond 404`) },
+		"by a stop":                          func(*egresstest.Gateway) error { return caddy.Stop() },
 	} {
 		for _, revoke := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s/revoke_on_stop=%v", name, revoke), func(t *testing.T) {
-				api, server := newSandbox(t, sandbox.Options{API: "voucherify", ClientID: "id", ClientSecret: testSecret})
+				api, server := egresstest.NewSandbox(t, "voucherify")
 				option := ""
 				if revoke {
 					option = "revoke_on_stop"
 				}
 				routes := fmt.Sprintf("egress voucherify %s {\n app_id id\n app_token {env.EGRESS_TEST_SECRET}\n scopes api\n %s\n}", server.URL, option)
-				g := startGateway(t, routes)
-				g.get("/v1/vouchers")
-				if err := g.load(routes); err != nil { // with the same credential: nothing is revoked
+				g := egresstest.StartGateway(t, routes)
+				g.Get("/v1/vouchers")
+				if err := g.Load(routes); err != nil { // with the same credential: nothing is revoked
 					t.Fatal(err)
 				}
 				if got := api.Stats().LiveTokens; got != 1 {
@@ -293,36 +276,11 @@ func TestRevocation(t *testing.T) {
 					t.Fatal(err)
 				}
 				if revoke {
-					eventually(t, "the revocation", func() bool { return api.Stats().LiveTokens == 0 })
+					egresstest.Eventually(t, "the revocation", func() bool { return api.Stats().LiveTokens == 0 })
 				} else if got := api.Stats().LiveTokens; got != 1 {
 					t.Errorf("%d live tokens, want the one that is left to expire", got)
 				}
 			})
 		}
-	}
-}
-
-func TestRotatedSecretIsUsedWithoutAReload(t *testing.T) {
-	api, server := newSandbox(t, sandbox.Options{API: "voucherify", ClientID: "id", ClientSecret: "after"})
-	file := filepath.Join(t.TempDir(), "secret")
-	write := func(secret string) {
-		if err := os.WriteFile(file, []byte(secret+"\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("before")
-	g := startGateway(t, fmt.Sprintf("egress voucherify %s {\n app_id id\n app_token {file.%s}\n scopes api\n}", server.URL, file))
-	resp, body := g.get("/v1/vouchers")
-	if resp.StatusCode != http.StatusBadGateway || !strings.Contains(body, "credential_refused") {
-		t.Fatalf("with the wrong secret: %d %s", resp.StatusCode, body)
-	}
-	write("after")
-	eventually(t, "the rotated secret", func() bool {
-		resp, _ := g.get("/v1/vouchers")
-		return resp.StatusCode == http.StatusOK
-	})
-	// the backoff after a refusal begins at 4 s; the changed secret did not wait for it
-	if got := api.Stats().TokenRequests; got != 2 {
-		t.Errorf("%d token requests, want 2", got)
 	}
 }

@@ -1,0 +1,238 @@
+package e2e_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+
+	egress "github.com/caddy-egress/caddy-egress"
+	"github.com/caddy-egress/caddy-egress/internal/egresstest"
+	"github.com/caddy-egress/caddy-egress/sandbox"
+)
+
+// asCaddy makes the test binary be Caddy's command. It holds all that
+// ./cmd/caddy does, and what else the tests were built with.
+const asCaddy = "EGRESS_TEST_AS_CADDY"
+
+func init() {
+	if os.Getenv(asCaddy) != "" {
+		caddycmd.Main()
+		os.Exit(0)
+	}
+}
+
+// caddyResult is what came of a command.
+type caddyResult struct {
+	stdout, stderr string
+	status         int
+}
+
+// runCaddy runs `caddy <args...>`. What it prints is searched for leaks.
+func runCaddy(t *testing.T, args ...string) caddyResult {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0], args...)
+	home := t.TempDir()
+	cmd.Env = append(os.Environ(), asCaddy+"=1", "HOME="+home, "XDG_CONFIG_HOME="+home, "XDG_DATA_HOME="+home)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	egresstest.CheckLeaks(t, "caddy "+strings.Join(args, " "), stdout.String()+stderr.String())
+	return caddyResult{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// tidy returns text with runs of blanks as one, and without those at the ends of lines.
+func tidy(text string) string {
+	text = regexp.MustCompile(` {2,}`).ReplaceAllString(text, " ")
+	return strings.TrimSpace(regexp.MustCompile(` *\n *`).ReplaceAllString(text, "\n"))
+}
+
+// writeConfig writes a Caddyfile or JSON, and returns its path.
+func writeConfig(t *testing.T, name, config string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func TestCommandsOnARunningCaddy(t *testing.T) {
+	voucherify, voucherifyServer := egresstest.NewSandbox(t, "voucherify")
+	endpoint := egresstest.NewTokens(t)
+	endpoint.Answer = egresstest.Say(http.StatusServiceUnavailable, "")
+	admin, option := egresstest.NewAdmin(t)
+	g := egresstest.StartWatched(t, "handle /v1/* {\n egress vouchers\n}\nhandle {\n egress down\n}", egresstest.WithGlobal(option+fmt.Sprintf(`egress {
+		credential vouchers voucherify %s {
+			app_id id
+			app_token {env.EGRESS_TEST_SECRET}
+			scopes vouchers
+		}
+		credential down oauth2 http://127.0.0.1:1 {
+			token_url %s
+			client_id id
+			client_secret {env.EGRESS_TEST_SECRET}
+		}
+	}`, voucherifyServer.URL, endpoint.URL)))
+	egresstest.Eventually(t, "the first token requests", func() bool {
+		return admin.Status(t, "vouchers").State == "fresh" && admin.Status(t, "down").LastError != nil
+	})
+	g.Get("/v1/vouchers")
+	address := []string{"--address", string(admin)}
+	run := func(args ...string) caddyResult {
+		t.Helper()
+		return runCaddy(t, append(append([]string{"egress"}, args...), address...)...)
+	}
+	// what varies, in one line of the table
+	normal := func(text string) string {
+		for _, rule := range [][2]string{
+			{`\bin (\d+h)?(\d+m)?\d+s`, "in <duration>"}, {`\d+:\d\d:\d\d \(\S+, \d+ attempts\)`, "<time> (<duration>, <n> attempts)"},
+			{`next attempt now|a token request is under way`, "next attempt in <duration>"}, {`\b(expired|refreshing)\b`, "expired"},
+		} {
+			text = regexp.MustCompile(rule[0]).ReplaceAllString(text, rule[1])
+		}
+		return tidy(text)
+	}
+	const (
+		heading = "CREDENTIAL PROVIDER STATE EXPIRES DETAILS\n"
+		down    = "down oauth2 expired - token endpoint answered 503 Service Unavailable; failing since <time> (<duration>, <n> attempts); " +
+			"next attempt in <duration>; wait; the authorization server is in trouble"
+		vouchers = "vouchers voucherify fresh in <duration> next refresh in <duration>"
+	)
+
+	t.Run("status", func(t *testing.T) {
+		got := run("status")
+		if text := normal(got.stdout); got.status != 0 || text != heading+down+"\n"+vouchers {
+			t.Errorf("status %d, printed\n%s\nwant\n%s\n%s", got.status, text, heading+down+"\n"+vouchers, got.stderr)
+		}
+	})
+	t.Run("status of one", func(t *testing.T) {
+		if got := run("status", "vouchers"); got.status != 0 || normal(got.stdout) != heading+vouchers {
+			t.Errorf("status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
+		}
+	})
+	t.Run("status as JSON", func(t *testing.T) {
+		var all []egress.CredentialStatus
+		got := run("status", "--json")
+		if err := json.Unmarshal([]byte(got.stdout), &all); err != nil || len(all) != 2 || got.status != 0 {
+			t.Errorf("status %d, error %v, printed\n%s", got.status, err, got.stdout)
+		}
+		var one egress.CredentialStatus
+		got = run("status", "vouchers", "--json")
+		if err := json.Unmarshal([]byte(got.stdout), &one); err != nil || one.State != "fresh" {
+			t.Errorf("error %v, printed\n%s", err, got.stdout)
+		}
+	})
+	t.Run("address out of the config", func(t *testing.T) {
+		file := writeConfig(t, "Caddyfile", "{\n"+option+"}\n")
+		if got := runCaddy(t, "egress", "status", "vouchers", "--config", file); got.status != 0 || normal(got.stdout) != heading+vouchers {
+			t.Errorf("status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
+		}
+	})
+	t.Run("refresh", func(t *testing.T) {
+		before := voucherify.Stats().TokenRequests
+		got := run("refresh", "vouchers")
+		if got.status != 0 || normal(got.stdout) != heading+vouchers || voucherify.Stats().TokenRequests != before+1 {
+			t.Errorf("status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
+		}
+	})
+	t.Run("introspect", func(t *testing.T) {
+		got := run("introspect", "vouchers")
+		if got.status != 0 || !regexp.MustCompile(`^ACTIVE CLIENT EXPIRES SCOPES\ntrue \w+ in <duration> vouchers$`).MatchString(normal(got.stdout)) {
+			t.Errorf("status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
+		}
+		if got := run("introspect", "vouchers", "--json"); !strings.HasPrefix(got.stdout, `{"active":true,`) {
+			t.Errorf("printed %s", got.stdout)
+		}
+	})
+	t.Run("revoke", func(t *testing.T) {
+		got := run("revoke", "vouchers", "--json")
+		var status egress.CredentialStatus
+		if err := json.Unmarshal([]byte(got.stdout), &status); err != nil || got.status != 0 || status.Credential != "vouchers" {
+			t.Errorf("status %d, error %v, printed\n%s\n%s", got.status, err, got.stdout, got.stderr)
+		}
+		egresstest.Eventually(t, "another token", func() bool { return admin.Status(t, "vouchers").State == "fresh" })
+		if got := voucherify.Stats(); got.TokenRequests != 3 || got.LiveTokens != 2 {
+			t.Errorf("got %+v, want 3 tokens of which one is revoked", got)
+		}
+	})
+	for _, test := range []struct {
+		name string
+		args []string
+		says string
+	}{
+		{"refresh that fails", []string{"refresh", "down"}, "503"},
+		{"not supported", []string{"revoke", "down"}, "does not support"},
+		{"unknown name", []string{"status", "nobody"}, "nobody"},
+		{"a name that is none", []string{"refresh", "a/../b c"}, "no such action"},
+		{"name is missing", []string{"refresh"}, "accepts 1 arg"},
+		{"too many names", []string{"status", "vouchers", "down"}, "accepts at most 1 arg"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if got := run(test.args...); got.status != 1 || !strings.Contains(got.stderr, test.says) || got.stdout != "" {
+				t.Errorf("status %d, printed\n%s\n%s\nwant %q", got.status, got.stdout, got.stderr, test.says)
+			}
+		})
+	}
+	t.Run("rate limit", func(t *testing.T) {
+		if err := voucherify.SetFaults(sandbox.Faults{API: sandbox.Fault{Status: 429, RetryAfter: "90"}}); err != nil {
+			t.Fatal(err)
+		}
+		g.Get("/v1/vouchers")
+		if got := run("status", "vouchers"); !strings.HasSuffix(normal(got.stdout), "; rate limited by the API, over in <duration>") {
+			t.Errorf("printed\n%s", got.stdout)
+		}
+	})
+	t.Run("no credential", func(t *testing.T) {
+		g.Global = option
+		if err := g.Load("respond 204"); err != nil {
+			t.Fatal(err)
+		}
+		if got := run("status"); got.status != 0 || got.stdout != "no credential is in use\n" {
+			t.Errorf("status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
+		}
+	})
+	t.Run("no Caddy", func(t *testing.T) {
+		got := runCaddy(t, "egress", "status", "--address", egresstest.FreeAddr(t))
+		if got.status != 1 || !strings.Contains(got.stderr, "connection refused") {
+			t.Errorf("status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
+		}
+	})
+}
+
+func TestHelpOfCommands(t *testing.T) {
+	for command, says := range map[string][]string{
+		"":           {"check", "status", "refresh", "revoke", "introspect", "No command shows a secret or a token"},
+		"check":      {"--config", "--adapter", "--json", "Exits with status 1"},
+		"status":     {"--address", "--config", "--json", "how the tokens of a running Caddy are doing"},
+		"refresh":    {"--address", "Replaces the token"},
+		"revoke":     {"--address", "Revokes the token"},
+		"introspect": {"--address", "Asks the authorization server"},
+	} {
+		t.Run(command, func(t *testing.T) {
+			got := runCaddy(t, append([]string{"egress"}, append(strings.Fields(command), "--help")...)...)
+			for _, want := range says {
+				if got.status != 0 || !strings.Contains(got.stdout, want) {
+					t.Errorf("status %d, want %q in\n%s", got.status, want, got.stdout)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,208 @@
+package e2e_test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddy-egress/caddy-egress/internal/egresstest"
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
+)
+
+// secretFile is a client's secret in a file, and the one that the server knows.
+type secretFile struct {
+	t     *testing.T
+	path  string
+	valid atomic.Pointer[string]
+}
+
+func newSecretFile(t *testing.T, secret string) *secretFile {
+	t.Helper()
+	f := &secretFile{t: t, path: filepath.Join(t.TempDir(), "client_secret")}
+	f.write(secret)
+	f.accept(secret)
+	return f
+}
+
+// write replaces the file at once, as secret stores do.
+func (f *secretFile) write(secret string) {
+	f.t.Helper()
+	if err := os.WriteFile(f.path+".new", []byte(secret), 0o600); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := os.Rename(f.path+".new", f.path); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *secretFile) accept(secret string) { f.valid.Store(&secret) }
+
+// endpoint issues tokens of so many seconds to whoever knows the secret.
+func (f *secretFile) endpoint(lifetime int) *egresstest.Tokens {
+	e := egresstest.NewTokens(f.t)
+	e.Answer = func(w http.ResponseWriter, r *http.Request) {
+		if want := tokenprovider.BasicAuth("gateway", tokenprovider.NewSecret(*f.valid.Load())); r.Header.Get("Authorization") != want {
+			egresstest.Say(401, `{"error":"invalid_client","error_description":"`+egresstest.Marker+`"}`)(w, r)
+			return
+		}
+		egresstest.Issue(fmt.Sprintf(`,"expires_in":%d`, lifetime))(w, r)
+	}
+	return e
+}
+
+// route returns the directive with the secret of the file.
+func (f *secretFile) route(api *egresstest.Recorder, e *egresstest.Tokens) string {
+	return strings.ReplaceAll(egresstest.Egress(api.URL, e.URL, ""), "{env.EGRESS_TEST_SECRET}", "{file."+f.path+"}")
+}
+
+func TestRotatedSecretIsUsedAtTheNextTokenRequest(t *testing.T) {
+	f := newSecretFile(t, egresstest.Secret)
+	api, endpoint := egresstest.NewRecorder(t), f.endpoint(2)
+	g := egresstest.StartWatched(t, f.route(api, endpoint))
+	g.Get("/v1/warm-up")
+	before := endpoint.Count()
+	f.write(egresstest.Secret + "-rotated\n") // a newline at the end is no part of it
+	f.accept(egresstest.Secret + "-rotated")
+	egresstest.Eventually(t, "two more tokens", func() bool {
+		if resp, body := g.Get("/v1/x"); resp.StatusCode != http.StatusOK {
+			t.Fatalf("answered %d %s, want 200 all the time", resp.StatusCode, body)
+		}
+		return endpoint.Count() >= before+2
+	})
+}
+
+func TestEmptiedSecretFile(t *testing.T) {
+	f := newSecretFile(t, egresstest.Secret)
+	api, endpoint := egresstest.NewRecorder(t), f.endpoint(1)
+	g := egresstest.StartWatched(t, f.route(api, endpoint))
+	g.Get("/v1/warm-up")
+	f.write("")
+	var refused *http.Response
+	var body string
+	egresstest.Eventually(t, "the token to expire", func() bool {
+		refused, body = g.Get("/v1/x")
+		return refused.StatusCode != http.StatusOK
+	})
+	egresstest.CheckNoToken(t, refused, body, http.StatusServiceUnavailable)
+	if !strings.Contains(body, "cannot be read") {
+		t.Errorf("the answer %s does not say why", body)
+	}
+	before, sent := endpoint.Count(), api.Count()
+	for range 10 {
+		resp, body := g.Get("/v1/x")
+		egresstest.CheckNoToken(t, resp, body, http.StatusServiceUnavailable)
+	}
+	if endpoint.Count() != before || api.Count() != sent {
+		t.Error("a request has gone out without a secret or without a token")
+	}
+	f.write(egresstest.Secret)
+	egresstest.Eventually(t, "an answer of the API", func() bool {
+		resp, _ := g.Get("/v1/x")
+		return resp.StatusCode == http.StatusOK
+	})
+}
+
+func TestChangedSecretIsTriedAtOnce(t *testing.T) {
+	f := newSecretFile(t, egresstest.Secret+"-wrong")
+	f.accept(egresstest.Secret)
+	api, endpoint := egresstest.NewRecorder(t), f.endpoint(3600)
+	g := egresstest.StartWatched(t, f.route(api, endpoint))
+	resp, body := g.Get("/v1/x")
+	egresstest.CheckNoToken(t, resp, body, http.StatusBadGateway)
+	f.write(egresstest.Secret)
+	start := time.Now()
+	egresstest.Eventually(t, "an answer of the API", func() bool {
+		resp, _ := g.Get("/v1/x")
+		return resp.StatusCode == http.StatusOK
+	})
+	// by itself the next try comes 4 to 5 s after the refusal
+	if took := time.Since(start); took > 3*time.Second {
+		t.Errorf("the changed secret was used after %v, want after a second", took)
+	}
+	if got := endpoint.Count(); got != 2 {
+		t.Errorf("%d token requests, want 2", got)
+	}
+}
+
+func TestNoSecretAndNoTokenIsShown(t *testing.T) {
+	api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
+	routes := egresstest.Egress(api.URL, endpoint.URL, "verbose_logs")
+	g := egresstest.StartGateway(t, routes)
+	req := g.Request(http.MethodPost, "/v1/x", strings.NewReader("body"))
+	req.Header.Set("Authorization", "Bearer of-the-client")
+	g.Do(req)
+	if !strings.Contains(g.Log(), "upstream roundtrip") {
+		t.Error("the log is not at debug, the test shows nothing")
+	}
+
+	endpoint.Set(func(e *egresstest.Tokens) {
+		e.Answer = func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusBadRequest)
+			_, _ = io.WriteString(w, `{"error":"invalid_client","error_description":"`+egresstest.Secret+` is not `+egresstest.TokenPrefix+`"}`)
+		}
+	})
+	t.Setenv("EGRESS_TEST_SECRET", egresstest.Secret+"-rotated") // another secret: no token is left
+	if err := g.Load(routes); err != nil {
+		t.Fatal(err)
+	}
+	resp, body := g.Get("/v1/x")
+	if resp.StatusCode != http.StatusBadGateway {
+		t.Errorf("answered %d, want 502", resp.StatusCode)
+	}
+
+	for what, text := range map[string]string{"log": g.Log(), "adapted config": string(g.Adapt(routes)), "answer": body + fmt.Sprint(resp.Header)} {
+		for _, secret := range []string{egresstest.Secret, egresstest.TokenPrefix} {
+			if strings.Contains(text, secret) {
+				t.Errorf("the %s shows %q:\n%s", what, secret, text)
+			}
+		}
+	}
+}
+
+func TestScopesThatTheServerSentAreNotLogged(t *testing.T) {
+	api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
+	endpoint.Answer = func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"access_token":"`+egresstest.TokenPrefix+`1","token_type":"bearer","expires_in":60,"scope":"`+egresstest.Secret+`"}`)
+	}
+	g := egresstest.StartGateway(t, egresstest.Egress(api.URL, endpoint.URL, "scopes read"))
+	if resp, body := g.Get("/v1/x"); resp.StatusCode != http.StatusOK {
+		t.Fatalf("answered %d %s", resp.StatusCode, body)
+	}
+	log := g.Log()
+	if !strings.Contains(log, "granted less than was asked for") || strings.Contains(log, egresstest.Secret) {
+		t.Errorf("the log has no warning, or what the server sent:\n%s", log)
+	}
+}
+
+func TestRotatedSecretIsUsedWithoutAReload(t *testing.T) {
+	api, server := egresstest.NewSandboxFor(t, "voucherify", "id", "after")
+	file := filepath.Join(t.TempDir(), "secret")
+	write := func(secret string) {
+		if err := os.WriteFile(file, []byte(secret+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("before")
+	g := egresstest.StartGateway(t, fmt.Sprintf("egress voucherify %s {\n app_id id\n app_token {file.%s}\n scopes api\n}", server.URL, file))
+	resp, body := g.Get("/v1/vouchers")
+	if resp.StatusCode != http.StatusBadGateway || !strings.Contains(body, "credential_refused") {
+		t.Fatalf("with the wrong secret: %d %s", resp.StatusCode, body)
+	}
+	write("after")
+	egresstest.Eventually(t, "the rotated secret", func() bool {
+		resp, _ := g.Get("/v1/vouchers")
+		return resp.StatusCode == http.StatusOK
+	})
+	// the backoff after a refusal begins at 4 s; the changed secret did not wait for it
+	if got := api.Stats().TokenRequests; got != 2 {
+		t.Errorf("%d token requests, want 2", got)
+	}
+}
