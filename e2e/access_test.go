@@ -68,7 +68,7 @@ func TestClientsByPeerAddress(t *testing.T) {
 }
 
 // An address stands for itself, whatever its family. The peers are those that the
-// PROXY protocol names, which is all that tells Caddy's server a peer's address.
+// PROXY protocol names: no other address than this machine's can be had in a test.
 func TestClientsThatAreSingleAddresses(t *testing.T) {
 	api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
 	g := egresstest.StartGateway(t, egresstest.Egress(api.URL, endpoint.URL, "clients 2001:db8::1 192.0.2.1 198.51.100.0/31 2001:db8:1::/48"),

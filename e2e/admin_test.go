@@ -69,7 +69,7 @@ func TestAdminAPI(t *testing.T) {
 		if left := time.Until(got.Expires); left > 15*time.Minute || left < 14*time.Minute || !got.NextAttempt.Before(got.Expires) {
 			t.Errorf("expires at %v, next attempt at %v", got.Expires, got.NextAttempt)
 		}
-		g.Get("/a") // the API tells how many calls are left
+		g.Get("/a") // the API says how many calls are left
 		if got := admin.Status(t, "vouchers").Remaining; got == nil || *got != 1999 {
 			t.Errorf("%v calls remain, want 1999", got)
 		}

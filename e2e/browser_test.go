@@ -256,7 +256,7 @@ func TestBrowsers(t *testing.T) {
 	// Over plain HTTP to another name than localhost, browsers say Origin where
 	// they always have, and Sec-Fetch-Site never: what simple GETs come from
 	// cannot be told. Their answers stay unread.
-	t.Run("http/page of another origin, gateway that is no secure context", func(t *testing.T) {
+	t.Run("http/page of another origin, gateway that is not a secure context", func(t *testing.T) {
 		prefix := "/closed/insecure/"
 		if saw := pages.visit(t, browser, "http://gateway.internal:"+egresstest.Port(g.Addr)+prefix); strings.Contains(saw, "data of the API") {
 			t.Errorf("the page saw:\n%s", saw)

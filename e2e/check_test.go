@@ -164,7 +164,7 @@ no-secret: loading module 'voucherify': provision egress.providers.voucherify: a
 	})
 }
 
-func TestCheckTellsOfScopesThatAreNotGranted(t *testing.T) {
+func TestCheckReportsScopesThatAreNotGranted(t *testing.T) {
 	endpoint := egresstest.NewTokens(t)
 	endpoint.Answer = egresstest.Say(http.StatusOK, `{"access_token":"`+egresstest.TokenPrefix+`","token_type":"bearer","expires_in":60,"scope":"read"}`)
 	config := writeConfig(t, "Caddyfile", ":8080 {\n"+egresstest.Egress("http://127.0.0.1:1", endpoint.URL, "scopes read write")+"\n}\n")

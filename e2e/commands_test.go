@@ -181,7 +181,7 @@ func TestCommandsOnARunningCaddy(t *testing.T) {
 		{"refresh that fails", []string{"refresh", "down"}, "503"},
 		{"not supported", []string{"revoke", "down"}, "does not support"},
 		{"unknown name", []string{"status", "nobody"}, "nobody"},
-		{"a name that is none", []string{"refresh", "a/../b c"}, "no such action"},
+		{"a name that no credential can have", []string{"refresh", "a/../b c"}, "no such action"},
 		{"name is missing", []string{"refresh"}, "accepts 1 arg"},
 		{"too many names", []string{"status", "vouchers", "down"}, "accepts at most 1 arg"},
 	} {

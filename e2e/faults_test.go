@@ -59,7 +59,7 @@ func tokenFaults(elsewhere string) []fault {
 		{name: "503, huge", answer: egresstest.Say(503, strings.Repeat(egresstest.Marker, 1<<16), "Retry-After", "3"), wait: 3},
 
 		{name: "400 invalid_request", answer: egresstest.Say(400, `{"error":"invalid_request","error_description":"`+egresstest.Marker+`"}`), status: refused},
-		{name: "400, code that is none", answer: egresstest.Say(400, `{"error":"`+egresstest.Secret+`","error_description":"`+egresstest.Marker+`"}`), status: refused},
+		{name: "400, a code that OAuth does not have", answer: egresstest.Say(400, `{"error":"`+egresstest.Secret+`","error_description":"`+egresstest.Marker+`"}`), status: refused},
 		{name: "401 invalid_client", answer: egresstest.Say(401, oauth), status: refused},
 		{name: "403 access_denied", answer: egresstest.Say(403, `{"error":"access_denied","error_description":"`+egresstest.Marker+`"}`), status: refused},
 		{name: "400 of Voucherify", provider: "voucherify", answer: egresstest.Say(400, `{"code":400,"key":"invalid_scope","message":"`+egresstest.Marker+`"}`), status: refused},
@@ -238,7 +238,7 @@ func TestTokenEndpointFaults(t *testing.T) {
 		t.Run("after "+f.name, func(t *testing.T) {
 			s := services[n]
 			egresstest.Eventually(t, "an answer of the API", func() bool {
-				resp, body := g.Get(fmt.Sprintf("/c%d/v1/x", n))
+				resp, body := g.GetAfterReload(fmt.Sprintf("/c%d/v1/x", n))
 				egresstest.CheckLeaks(t, "the answer", fmt.Sprint(body, resp.Header))
 				return resp.StatusCode == http.StatusOK
 			})
@@ -304,7 +304,7 @@ func TestAPIFaults(t *testing.T) {
 				if got := resp.Header.Get("Retry-After"); got != "" && got != "77" {
 					t.Errorf("Retry-After is %q", got)
 				}
-				// another credential is none the wiser
+				// another credential is not affected
 				if resp, body := g.Get("/other"); c.answer != nil && resp.StatusCode != http.StatusOK {
 					t.Errorf("with the other credential: %d %s, want 200", resp.StatusCode, body)
 				}

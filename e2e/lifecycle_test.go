@@ -168,7 +168,7 @@ func TestCredentialsComeAndGoByReload(t *testing.T) {
 		return "handle " + path + " {\n" + egresstest.Egress(api.URL, endpoint.URL, "scopes read") + "\n}\n"
 	}
 	authorization := func(g *egresstest.Gateway, path string) string {
-		if resp, body := g.Get(path); resp.StatusCode != http.StatusOK {
+		if resp, body := g.GetAfterReload(path); resp.StatusCode != http.StatusOK {
 			t.Fatalf("%s: %d %s", path, resp.StatusCode, body)
 		}
 		return api.Last(t).Header.Get("Authorization")

@@ -37,7 +37,7 @@ func TestRefusalsDoNotFloodTheLog(t *testing.T) {
 		t.Errorf("logged %v, want one line", got)
 	}
 
-	// the next line that is let through tells of the others
+	// the next line that is logged says how many were left out
 	total := sent
 	egresstest.Eventually(t, "another line", func() bool {
 		g.Get("/operation_not_allowed/v1/x")

@@ -258,7 +258,7 @@ func TestClientsThatLeaveAreCounted(t *testing.T) {
 	})
 }
 
-// A token that comes when its credential is gone is nobody's.
+// A token that comes once its credential is gone leaves no gauge behind.
 func TestCredentialThatLeavesDuringATokenRequest(t *testing.T) {
 	f := newFleet(t)
 	g := egresstest.StartWatched(t, f.routes, egresstest.WithGlobal(f.global))

@@ -17,7 +17,7 @@ import (
 
 // A token that cannot be had says nothing about the API: its upstream stays
 // available, and another try would not help.
-func TestTokenFailuresAreNoUpstreamFailures(t *testing.T) {
+func TestTokenFailuresAreNotUpstreamFailures(t *testing.T) {
 	api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
 	endpoint.Answer = func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Retry-After", "1")

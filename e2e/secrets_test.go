@@ -67,7 +67,7 @@ func TestRotatedSecretIsUsedAtTheNextTokenRequest(t *testing.T) {
 	g := egresstest.StartWatched(t, f.route(api, endpoint))
 	g.Get("/v1/warm-up")
 	before := endpoint.Count()
-	f.write(egresstest.Secret + "-rotated\n") // a newline at the end is no part of it
+	f.write(egresstest.Secret + "-rotated\n") // a newline at the end is not part of it
 	f.accept(egresstest.Secret + "-rotated")
 	egresstest.Eventually(t, "two more tokens", func() bool {
 		if resp, body := g.Get("/v1/x"); resp.StatusCode != http.StatusOK {
@@ -152,7 +152,7 @@ func TestNoSecretAndNoTokenIsShown(t *testing.T) {
 	if err := g.Load(routes); err != nil {
 		t.Fatal(err)
 	}
-	resp, body := g.Get("/v1/x")
+	resp, body := g.GetAfterReload("/v1/x")
 	if resp.StatusCode != http.StatusBadGateway {
 		t.Errorf("answered %d, want 502", resp.StatusCode)
 	}

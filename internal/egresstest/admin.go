@@ -66,19 +66,6 @@ func (a Admin) Status(t *testing.T, credential string) (status egress.Credential
 	return status
 }
 
-// Statuses returns the status of every credential in use.
-func (a Admin) Statuses(t *testing.T) (all []egress.CredentialStatus) {
-	t.Helper()
-	resp, body := a.Ask(t, http.MethodGet, "/egress/tokens")
-	if resp.StatusCode != http.StatusOK {
-		t.Fatalf("list of credentials: %d %s", resp.StatusCode, body)
-	}
-	if err := json.Unmarshal([]byte(body), &all); err != nil {
-		t.Fatal(err)
-	}
-	return all
-}
-
 // Series are metrics of caddy-egress: name{labels} to value.
 type Series map[string]float64
 

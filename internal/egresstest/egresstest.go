@@ -17,9 +17,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	// what a Caddy with this module is made of
-	_ "github.com/caddy-egress/caddy-egress"
-	_ "github.com/caddyserver/caddy/v2/modules/standard"
+	_ "github.com/caddyserver/caddy/v2/modules/standard" // a Caddy as it is built
 
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 )
@@ -52,17 +50,16 @@ var leaks = []string{
 // or what a token endpoint said beyond its error code.
 func CheckLeaks(t *testing.T, what, text string) {
 	t.Helper()
-	CheckLeaksOf(t, what, text, leaks...)
+	checkFor(t, what, text, leaks)
 }
 
 // CheckSecrets is [CheckLeaks] for texts that may show what a token endpoint said.
 func CheckSecrets(t *testing.T, what, text string) {
 	t.Helper()
-	CheckLeaksOf(t, what, text, leaks[:2]...)
+	checkFor(t, what, text, leaks[:2])
 }
 
-// CheckLeaksOf fails the test if text shows one of leaks.
-func CheckLeaksOf(t *testing.T, what, text string, leaks ...string) {
+func checkFor(t *testing.T, what, text string, leaks []string) {
 	t.Helper()
 	for _, leak := range leaks {
 		if i := strings.Index(text, leak); i >= 0 {
