@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"reflect"
 	"strconv"
 	"strings"
 	"testing"
@@ -209,6 +210,48 @@ func TestProxyRefuses(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	noLeak(t, e)
+}
+
+// closeRecorder is a body that notes that it was closed.
+type closeRecorder struct {
+	io.Reader
+	closed bool
+}
+
+func (b *closeRecorder) Close() error {
+	b.closed = true
+	return nil
+}
+
+// A body that is not closed holds its connection, above all one that is too
+// large to be read to its end.
+func TestBodyIsClosed(t *testing.T) {
+	for _, answer := range []string{`{"access_token":"tok-1"}`, strings.Repeat(" ", 2*maxBody)} {
+		body := &closeRecorder{Reader: strings.NewReader(answer)}
+		client := &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: http.StatusOK, Body: body}, nil
+		})}
+		_, err := RequestToken(t.Context(), client, request("http://auth.example"))
+		if (err == nil) != (len(answer) < maxBody) || !body.closed {
+			t.Errorf("%d bytes: %v, closed: %t", len(answer), err, body.closed)
+		}
+	}
+}
+
+func TestRequestHeaders(t *testing.T) {
+	for name, test := range map[string]struct{ header, want http.Header }{
+		"defaults": {nil, http.Header{"User-Agent": {"caddy-egress"}, "Accept": {"application/json"}}},
+		"own":      {http.Header{"User-Agent": {"x"}, "Accept": {"y"}}, http.Header{"User-Agent": {"x"}, "Accept": {"y"}}},
+	} {
+		client := &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			test.want.Set("Content-Type", "application/x-www-form-urlencoded")
+			if !reflect.DeepEqual(r.Header, test.want) {
+				t.Errorf("%s: got %v, want %v", name, r.Header, test.want)
+			}
+			return nil, io.EOF
+		})}
+		_, _ = RequestToken(t.Context(), client, Request{URL: "http://auth.example", Header: test.header})
+	}
 }
 
 // A connection that is kept between token requests outlives a configuration.

@@ -406,6 +406,8 @@ func TestRetryAfter(t *testing.T) {
 		{[]string{"Retry-After", "7"}, 7 * time.Second},
 		{[]string{"Retry-After", " 7 "}, 7 * time.Second},
 		{[]string{"Retry-After", "0"}, 0},
+		{[]string{"Retry-After", "0.5"}, 500 * time.Millisecond},
+		{[]string{"Retry-After", "1"}, time.Second},
 		{[]string{"Retry-After", "-7"}, 0},
 		{[]string{"Retry-After", "300"}, limit},
 		{[]string{"Retry-After", "301"}, limit},

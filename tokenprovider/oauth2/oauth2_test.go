@@ -242,6 +242,15 @@ func TestAPI(t *testing.T) {
 	if api.URL != "https://api.example" || len(api.CredentialHeaders) != 0 || len(api.CredentialPaths) != 0 {
 		t.Errorf("got %+v", api)
 	}
+	endpoints := []tokenprovider.Endpoint{
+		{Option: "token_url", URL: p.TokenURL}, {Option: "revocation_url", URL: p.RevocationURL}, {Option: "introspection_url", URL: p.IntrospectionURL},
+	}
+	if !reflect.DeepEqual(api.Endpoints, endpoints) {
+		t.Errorf("endpoints: %v", api.Endpoints)
+	}
+	if got := (&Provider{TokenURL: "https://a"}).API().Endpoints; len(got) != 1 || got[0] != (tokenprovider.Endpoint{Option: "token_url", URL: "https://a"}) {
+		t.Errorf("endpoints of one: %v", got)
+	}
 	if want := []string{"X-Rate-Limit-Remaining", "X-Ratelimit-Remaining", "Ratelimit-Remaining"}; !reflect.DeepEqual(api.RemainingHeaders, want) {
 		t.Errorf("remaining headers: %v", api.RemainingHeaders)
 	}

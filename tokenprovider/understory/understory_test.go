@@ -148,6 +148,15 @@ func TestAPI(t *testing.T) {
 	if got := (&Provider{APIURL: "http://localhost:1", UserAgent: "My/App"}).API(); got.URL != "http://localhost:1" || got.UserAgent != "My/App" {
 		t.Errorf("got %+v", got)
 	}
+	if want := []tokenprovider.Endpoint{{Option: "token_url", URL: "https://api.auth.understory.io/oauth2/token"}}; !reflect.DeepEqual(api.Endpoints, want) {
+		t.Errorf("endpoints: %v", api.Endpoints)
+	}
+	if want := []string{"X-Rate-Limit-Remaining", "X-Ratelimit-Remaining", "Ratelimit-Remaining"}; !reflect.DeepEqual(api.RemainingHeaders, want) {
+		t.Errorf("remaining headers: %v", api.RemainingHeaders)
+	}
+	if got := (&Provider{ClientSecret: "s"}).SecretOptions(); !reflect.DeepEqual(got, map[string]string{"client_secret": "s"}) {
+		t.Errorf("secret options: %v", got)
+	}
 	mediaType, body := api.Error(503, "token_unavailable", `no "token"`)
 	if want := `{"code":"token_unavailable","message":"no \"token\""}`; mediaType != "application/json" || string(body) != want {
 		t.Errorf("error: got %s %s", mediaType, body)

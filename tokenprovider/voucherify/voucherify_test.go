@@ -309,6 +309,12 @@ func TestAPI(t *testing.T) {
 	if paths := []string{"/v1/oauth/", "/v2/oauth/", "/management/"}; !reflect.DeepEqual(api.CredentialPaths, paths) {
 		t.Errorf("credential paths: %v", api.CredentialPaths)
 	}
+	if want := []tokenprovider.Endpoint{{Option: "api_url", URL: "https://cluster.example/v1/oauth/token"}}; !slices.Equal(api.Endpoints, want) {
+		t.Errorf("endpoints: %v", api.Endpoints)
+	}
+	if got := key("").SecretOptions(); !reflect.DeepEqual(got, map[string]string{"app_token": "s3cret"}) {
+		t.Errorf("secret options: %v", got)
+	}
 	if want := []string{"X-Rate-Limit-Retry"}; !slices.Equal(api.RetryHeaders, want) {
 		t.Errorf("retry headers: %v", api.RetryHeaders)
 	}
