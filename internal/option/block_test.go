@@ -180,6 +180,9 @@ func TestNearest(t *testing.T) {
 			t.Errorf("%q: got %q, want %q", name, got, want)
 		}
 	}
+	if got := Nearest("client_secret", []string{"client_secret_basic"}); got != "" { // too much is missing
+		t.Errorf("got %q", got)
+	}
 	if got := Nearest("a", nil); got != "" {
 		t.Errorf("got %q", got)
 	}
