@@ -45,11 +45,11 @@ func (o *operation) settings() (fields object) {
 	return fields
 }
 
-// permits reports whether o can be done with t. Which scopes of Voucherify's v2
-// cover what is not published; here they do if they begin with that of v1.
+// permits reports whether o can be done with t. What scopes of Voucherify's v2
+// cover is not published; here it is what the segment before the dot stands for.
 func (o *operation) permits(t token) bool {
 	return o.Scope == "" || slices.ContainsFunc(t.scopes, func(scope string) bool {
-		return scope == o.Scope || scope == o.side || t.project != "" && strings.HasPrefix(scope, o.Scope+".")
+		return scope == o.Scope || scope == o.side || strings.HasPrefix(scope, o.Scope+".")
 	})
 }
 
