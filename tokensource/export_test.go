@@ -1,5 +1,7 @@
 package tokensource
 
+import "context"
+
 // Unuse has the next request count as the first that uses t.
 func (s *Source) Unuse(t *Token) { t.used.Store(false) }
 
@@ -12,3 +14,6 @@ func (r *Refresher) Len() int {
 
 // RefreshIfDue is what a Refresher calls.
 func (s *Source) RefreshIfDue() { s.refresh() }
+
+// Wait is what Token does where it found no live token.
+func (s *Source) Wait(ctx context.Context) (*Token, error) { return s.wait(ctx) }

@@ -102,3 +102,21 @@ func TestWaiterLeavesOnItsOwnContext(t *testing.T) {
 		}
 	})
 }
+
+// TestTokenThatComesMeanwhile: the token came between the look at the live one
+// and the wait for another.
+func TestTokenThatComesMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := &issuer{lifetime: time.Hour}
+		s := newSource(t, i)
+		token, err := s.Token(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if got, err := s.Wait(t.Context()); err != nil || got != token || i.count() != 1 {
+				t.Errorf("token %v, error %v, %d token requests; want the one that is live", got, err, i.count())
+			}
+		}
+	})
+}
