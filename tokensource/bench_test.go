@@ -43,3 +43,14 @@ func TestTokenAllocatesNothing(t *testing.T) {
 		t.Errorf("Token allocates %v times on the hot path, want 0", got)
 	}
 }
+
+func TestInUseAllocatesNothing(t *testing.T) {
+	s := tokensource.New(tokensource.Options{Name: "test", Provider: &issuer{lifetime: time.Hour}, State: tokensource.NewState(), Logger: zap.NewNop()})
+	token, err := s.Token(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := testing.AllocsPerRun(1000, func() { s.InUse(token)() }); got != 0 {
+		t.Errorf("InUse allocates %v times where no token is revoked, want 0", got)
+	}
+}
