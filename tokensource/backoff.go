@@ -152,10 +152,7 @@ func (b *budget) take(now time.Time) time.Duration {
 	}
 	b.at = now
 	b.left--
-	if b.left >= 0 {
-		return 0
-	}
-	return time.Duration(-b.left * float64(time.Second))
+	return max(0, time.Duration(-b.left*float64(time.Second)))
 }
 
 // secretChanged reports whether the secrets are others than those that were

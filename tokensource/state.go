@@ -73,7 +73,6 @@ func (st *State) Retire(ctx context.Context) error {
 		return nil
 	}
 	st.current.Store(nil)
-	st.reschedule()
 	st.mu.Unlock()
 
 	if err := t.waitUnused(ctx); err != nil {
