@@ -1,7 +1,10 @@
 package tokensource_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
 	"fmt"
 	"net/http"
 	"strings"
@@ -248,6 +251,13 @@ func TestFingerprint(t *testing.T) {
 	}
 	if of("a", "b") != of("a", "b") {
 		t.Error("the same secrets have two fingerprints")
+	}
+	// nobody outside of this process can compute it
+	digest := sha256.Sum256([]byte("a"))
+	guess := hmac.New(sha256.New, make([]byte, 32))
+	guess.Write(digest[:])
+	if got := of("a"); bytes.Equal(got[:], guess.Sum(nil)) {
+		t.Error("the key is known")
 	}
 	seen := map[[32]byte][]string{}
 	for _, values := range [][]string{nil, {""}, {"a"}, {"b"}, {"a", "b"}, {"b", "a"}, {"ab"}, {"a", "b", ""}, {"", "ab"}} {

@@ -299,6 +299,24 @@ func TestIdleCredentialThatIsWantedIsExpired(t *testing.T) {
 	})
 }
 
+func TestIdleAfterALifetime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := &issuer{lifetime: time.Hour}
+		s := newSource(t, i)
+		_, _, _ = get(s)
+		time.Sleep(time.Hour - 1)
+		i.set(func(i *issuer) { i.err = down })
+		_ = s.Refresh(t.Context())
+		if got := s.Status().Phase; got != tokensource.PhaseStale {
+			t.Errorf("got %s, want stale: the token lives", got)
+		}
+		time.Sleep(1)
+		if got := s.Status().Phase; got != tokensource.PhaseIdle {
+			t.Errorf("got %s, want idle: nobody has wanted a token for its lifetime", got)
+		}
+	})
+}
+
 func TestWithoutASecretNothingIsSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		missing := errors.New("client_secret: no such file")
