@@ -281,6 +281,7 @@ func TestFaultsRefused(t *testing.T) {
 		{"unknown endpoint", `{"tokens":{}}`, "tokens"},
 		{"unknown field", `{"api":{"stauts":500}}`, "stauts"},
 		{"status too high", `{"token":{"status":503},"api":{"status":600}}`, "api.status"},
+		{"status of a token", `{"token":{"status":600}}`, "token.status"},
 		{"status too low", `{"api":{"status":100}}`, "api.status"},
 		{"status a string", `{"token":{"status":"503"}}`, "status"},
 		{"latency a number", `{"token":{"latency":300}}`, "latency"},
