@@ -60,7 +60,7 @@ func (c *checked) normal(text string) string {
 		text = strings.ReplaceAll(text, from, to)
 		text = strings.ReplaceAll(text, strings.TrimPrefix(from, "http://"), strings.Trim(to, "<>"))
 	}
-	return tidy(regexp.MustCompile(`(vouchers|voucherify)-[0-9a-f]{8}`).ReplaceAllString(text, "$1-<id>"))
+	return tidy(regexp.MustCompile(`voucherify-[0-9a-f]{8}`).ReplaceAllString(text, "voucherify-<id>"))
 }
 
 func TestCheckCommand(t *testing.T) {
@@ -77,7 +77,7 @@ down voucherify <down>/v1/oauth/token transient - -
 no-secret voucherify - misconfigured - -
 tours understory <understory>/oauth2/token ok 59m59s booking.read
 vouchers voucherify <voucherify>/v1/oauth/token ok 15m0s vouchers campaigns
-vouchers-<id> voucherify <voucherify>/v1/oauth/token ok 15m0s vouchers
+vouchers+vouchers voucherify <voucherify>/v1/oauth/token ok 15m0s vouchers
 voucherify-<id> voucherify <voucherify>/v1/oauth/token ok 15m0s api
 
 bad-scope: token endpoint answered 400 Bad Request (invalid_scope)

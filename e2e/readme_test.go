@@ -105,6 +105,7 @@ func TestReadmeNamesEveryAnswerOfTheGateway(t *testing.T) {
 // be put together from parts; … stands for what differs from one to the next.
 func TestReadmeQuotesMessages(t *testing.T) {
 	sources := productionSources(t)
+	sources += strings.ReplaceAll(sources, `", "`, ": ") // option.Errorf("name", "what is wrong")
 	for heading, column := range map[string]int{
 		"### A config that does not load": 0,
 		"### A request that fails":        0,
