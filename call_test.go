@@ -220,8 +220,7 @@ func mergeCancel(parent, other context.Context) context.Context {
 func TestBodyOutgrowsTheBufferWhileTheTokenIsAwaited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reader, writer := io.Pipe()
-		var a *api
-		a = newAPI(t, nil)
+		a := newAPI(t, nil)
 		a.answer = func(n int, req *http.Request) (*http.Response, error) {
 			if n > 1 {
 				return status(http.StatusOK), nil
@@ -481,7 +480,7 @@ func TestRefusalsAreLoggedOnceASecond(t *testing.T) {
 		refuse()
 		time.Sleep(time.Second - 1)
 		refuse()
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		refuse()
 		time.Sleep(time.Second)
 		refuse()

@@ -22,10 +22,7 @@ func TestRemovedHeadersAreThoseDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var got []string
-	for _, name := range removedHeaders {
-		got = append(got, name)
-	}
+	got := slices.Clone(removedHeaders)
 	for _, family := range removedFamilies {
 		got = append(got, family+"*")
 	}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -200,7 +201,7 @@ func succeed(body any) answer { return answer{status: http.StatusOK, body: body}
 
 // with returns a with one more header, or another value of it.
 func (a answer) with(name, value string) answer {
-	a.header = append(a.header[:len(a.header):len(a.header)], name, value)
+	a.header = append(slices.Clip(a.header), name, value)
 	return a
 }
 

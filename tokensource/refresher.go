@@ -6,17 +6,18 @@ import (
 	"time"
 )
 
-// Refresher starts the refreshes of all sources that share it, with one timer
-// for the next one that is due. A source costs a place in a heap and no
-// goroutine; the refresher has one only while a source is due.
+// Refresher starts the refreshes of all sources that share it, in one goroutine
+// that waits for the next one that is due. A source costs a place in a heap; the
+// goroutine exists only while there is a source in it.
 type Refresher struct {
-	mu    sync.Mutex
-	due   dueHeap
-	timer *time.Timer
+	mu      sync.Mutex
+	due     dueHeap
+	running bool
+	changed chan struct{} // has a value once another source is due first, or none is
 }
 
 // NewRefresher returns a refresher without sources.
-func NewRefresher() *Refresher { return new(Refresher) }
+func NewRefresher() *Refresher { return &Refresher{changed: make(chan struct{}, 1)} }
 
 // schedule is when a source is due next. mu of its refresher is held.
 type schedule struct {
@@ -36,8 +37,12 @@ func (r *Refresher) set(s *Source, due time.Time) {
 	} else {
 		heap.Fix(&r.due, s.schedule.index)
 	}
-	if r.due[0] == s {
-		r.startTimer(due)
+	switch {
+	case !r.running:
+		r.running = true
+		go r.run()
+	case r.due[0] == s:
+		r.wake()
 	}
 }
 
@@ -48,40 +53,54 @@ func (r *Refresher) remove(s *Source) {
 	if s.schedule.index != unscheduled {
 		heap.Remove(&r.due, s.schedule.index)
 	}
-}
-
-// startTimer starts the timer, which may be running. mu is held.
-func (r *Refresher) startTimer(due time.Time) {
-	if r.timer == nil {
-		r.timer = time.AfterFunc(time.Until(due), r.run)
-		return
+	if len(r.due) == 0 {
+		r.wake()
 	}
-	r.timer.Reset(time.Until(due))
 }
 
-// run refreshes what is due, which may be nothing: a source may have been set
-// to a later time since the timer was started.
+// wake has run look again. mu is held.
+func (r *Refresher) wake() {
+	select {
+	case r.changed <- struct{}{}:
+	default: // it will
+	}
+}
+
+// run refreshes what is due, until no source is left.
 func (r *Refresher) run() {
-	for s := r.next(); s != nil; s = r.next() {
-		s.refresh()
+	for {
+		s, wait := r.next()
+		switch {
+		case s == nil:
+			return
+		case wait <= 0:
+			s.refresh()
+			continue
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-r.changed:
+			timer.Stop()
+		}
 	}
 }
 
-// next takes the next source that is due out of the heap. Without one it
-// starts the timer again, and returns nil.
-func (r *Refresher) next() *Source {
+// next returns the source that is due next, and how long until then. One that is
+// due now is taken out of the heap. Without any it ends run, and returns nil.
+func (r *Refresher) next() (s *Source, wait time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.due) == 0 {
-		return nil
+		r.running = false
+		return nil, 0
 	}
-	s := r.due[0]
-	if due := s.schedule.due; time.Until(due) > 0 {
-		r.startTimer(due)
-		return nil
+	s = r.due[0]
+	wait = time.Until(s.schedule.due)
+	if wait <= 0 {
+		heap.Pop(&r.due)
 	}
-	heap.Pop(&r.due)
-	return s
+	return s, wait
 }
 
 // dueHeap implements heap.Interface: the source that is due first is at 0.

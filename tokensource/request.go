@@ -78,10 +78,16 @@ func (s *Source) startRequest(trigger string) *tokenRequest {
 	case wait == 0:
 		endpoint.enqueue(r)
 	case wait < timeout:
-		time.AfterFunc(wait, func() { endpoint.enqueue(r) })
+		go func() {
+			time.Sleep(wait)
+			endpoint.enqueue(r)
+		}()
 	default:
 		r.unsent = false
-		time.AfterFunc(timeout, func() { s.giveUp(r) })
+		go func() {
+			time.Sleep(timeout)
+			s.giveUp(r)
+		}()
 	}
 	return r
 }

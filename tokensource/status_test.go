@@ -153,6 +153,9 @@ func (a *ablerIssuer) CanIntrospect() bool { return a.able }
 
 func (a *ablerIssuer) Revoke(ctx context.Context, _ *http.Client, token tokenprovider.Secret) error {
 	a.tokens = append(a.tokens, token.Reveal())
+	if a.latency == 0 { // see issuer.Token
+		return nil
+	}
 	select {
 	case <-time.After(a.latency):
 		return nil
@@ -310,7 +313,7 @@ func TestIdleAfterALifetime(t *testing.T) {
 		if got := s.Status().Phase; got != tokensource.PhaseStale {
 			t.Errorf("got %s, want stale: the token lives", got)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		if got := s.Status().Phase; got != tokensource.PhaseIdle {
 			t.Errorf("got %s, want idle: nobody has wanted a token for its lifetime", got)
 		}
