@@ -249,7 +249,8 @@ func TestFingerprint(t *testing.T) {
 		}
 		return tokensource.Fingerprint(secrets)
 	}
-	if of("a", "b") != of("a", "b") {
+	first := of("a", "b")
+	if first != of("a", "b") {
 		t.Error("the same secrets have two fingerprints")
 	}
 	// nobody outside of this process can compute it
