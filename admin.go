@@ -21,7 +21,7 @@ func init() {
 
 const adminPath = "/egress/tokens"
 
-// adminAPI tells how the credentials in use are doing, and acts on them:
+// adminAPI reports how the credentials in use are doing, and acts on them:
 //
 //	GET  /egress/tokens                      all of them
 //	GET  /egress/tokens/<name>               one
@@ -48,7 +48,7 @@ func (a *adminAPI) Routes() []caddy.AdminRoute {
 	}
 }
 
-// CredentialStatus is how a credential is doing, as the admin API tells it.
+// CredentialStatus is how a credential is doing, as the admin API reports it.
 type CredentialStatus struct {
 	Credential      string           `json:"credential"`
 	Provider        string           `json:"provider"`

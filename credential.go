@@ -38,7 +38,7 @@ type Credential struct {
 	// verified against, instead of the system's.
 	TokenCA []string `json:"token_ca,omitempty"`
 
-	// Revokes the token once it is of no more use here: when Caddy stops, or a
+	// Revokes the token once it is no longer used here: when Caddy stops, or a
 	// config without the credential is loaded, and no request carries the token
 	// any more, which is waited for 10 seconds, or 2 when Caddy stops. With
 	// Voucherify's OAuth v1, and oauth2 with a revocation_url.

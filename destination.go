@@ -31,7 +31,7 @@ type destination struct {
 	permitted atomic.Pointer[hop]
 }
 
-// hop is all of a request that tells where it goes.
+// hop is all of a request that says where it goes.
 type hop struct{ scheme, host, network, address string }
 
 // apiHosts returns the hosts that may get the token as host:port: those that

@@ -17,7 +17,7 @@ const (
 	eventTokenObtained      = "egress.token_obtained"       // trigger, expires
 	eventTokenRefreshFailed = "egress.token_refresh_failed" // trigger, error, error_code, next_attempt, live: whether a live token remains
 	eventCredentialRefused  = "egress.credential_refused"   // as token_refresh_failed
-	eventTokenRejected      = "egress.token_rejected"       // the API said 401, and a fresh token is got
+	eventTokenRejected      = "egress.token_rejected"       // the API said 401, and a fresh token is requested
 	eventTokenRevoked       = "egress.token_revoked"        // by the admin API
 )
 

@@ -18,7 +18,7 @@ import (
 // triggerRefresh is the trigger of most token requests: the token is about to expire.
 const triggerRefresh = "refresh"
 
-// tokenOutcomeOK is the outcome of a token request that has brought a token;
+// tokenOutcomeOK is the outcome of a token request that returned a token;
 // others are the classes of failures.
 const tokenOutcomeOK = "ok"
 

@@ -48,8 +48,8 @@ func init() {
 // is in use. It needs no configuration where routes hold their credentials inline.
 type App struct {
 	// Credentials by name, for routes to refer to. A name is made of letters,
-	// digits, dots, underscores and hyphens, and is no provider's name. A token
-	// is asked for only if a route uses the credential.
+	// digits, dots, underscores and hyphens, and is not the name of a provider.
+	// A token is requested only if a route uses the credential.
 	Credentials map[string]*Credential `json:"credentials,omitempty"`
 
 	// Bound on the memory of all request bodies kept for a replay, in bytes. A

@@ -55,10 +55,10 @@ type RouteOptions struct {
 	// this one, for tokens and secrets alike. Default: refused.
 	AllowHTTP bool `json:"allow_http,omitempty"`
 
-	// Answers 429 itself, with the time that is left in Retry-After, once the
-	// API has said 429 to a request with this credential, until that time is
-	// over: a blocked key is not hammered. Where the API does not say how long,
-	// 60 seconds for Understory, and nothing is held back for others.
+	// Once the API has said 429 to a request with this credential, answers 429
+	// itself until the time that the API named is over, with what is left of it
+	// in Retry-After: an API may block a key that goes on. Where the API names
+	// none, that is 60 seconds for Understory, and none for others.
 	// Default: every request goes to the API.
 	RespectRateLimit bool `json:"respect_rate_limit,omitempty"`
 }

@@ -166,8 +166,8 @@ func (t *Transport) configured(ctx caddy.Context) (string, tokenprovider.Provide
 	return name, provider, *t.app.Credentials[t.CredentialName], nil
 }
 
-// checkEncryption refuses what would send a secret or a token readable beyond
-// this machine.
+// checkEncryption refuses what would send a secret or a token in plain text
+// beyond this machine.
 func (t *Transport) checkEncryption(provider tokenprovider.Provider) error {
 	if t.AllowHTTP {
 		return nil
@@ -189,8 +189,8 @@ func (t *Transport) checkEncryption(provider tokenprovider.Provider) error {
 	return nil
 }
 
-// checkEndpoints refuses endpoints that would get the secret readable beyond
-// this machine.
+// checkEndpoints refuses endpoints beyond this machine that would receive the
+// secret in plain text.
 func checkEndpoints(provider tokenprovider.Provider) error {
 	for _, endpoint := range provider.API().Endpoints {
 		if option.IsPlainHTTP(endpoint.URL) {

@@ -67,8 +67,8 @@ func (l *lab) constantRate(ctx context.Context, c *candidate, s settings) ([]sam
 	return samples, err
 }
 
-// newTimeline sorts samples into the seconds in which they began, and tells
-// those with a token request from the others.
+// newTimeline sorts samples into the seconds in which they began, those with a
+// token request apart from the others.
 func newTimeline(name string, samples []sample, refreshes []span) timeline {
 	t := timeline{name: name}
 	if len(samples) == 0 {

@@ -16,8 +16,8 @@ const (
 	svgStyle                 = `<style>text{font:12px sans-serif;fill:#777}.t{font-size:14px}.g{stroke:#8886}.m{stroke:#8888;stroke-width:6}.l{fill:none;stroke-width:2}</style>`
 )
 
-// colors are told apart, and like the grey of the text readable on white and on
-// black: not every viewer says which of them it has.
+// colors are easy to distinguish, and like the grey of the text readable on
+// white and on black: not every viewer says which of them it has.
 var colors = []string{"#d9603b", "#3b82d9", "#8a63c9", "#4a9e5c"}
 
 type point struct{ x, y float64 }

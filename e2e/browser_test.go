@@ -253,9 +253,9 @@ func TestBrowsers(t *testing.T) {
 			}
 		})
 	}
-	// Over plain HTTP to another name than localhost, browsers say Origin where
-	// they always have, and Sec-Fetch-Site never: what simple GETs come from
-	// cannot be told. Their answers stay unread.
+	// Over plain HTTP to a name other than localhost, browsers send Origin with
+	// the requests that always had it, and Sec-Fetch-Site with none: where simple
+	// GETs come from cannot be seen. Their answers stay unread.
 	t.Run("http/page of another origin, gateway that is not a secure context", func(t *testing.T) {
 		prefix := "/closed/insecure/"
 		if saw := pages.visit(t, browser, "http://gateway.internal:"+egresstest.Port(g.Addr)+prefix); strings.Contains(saw, "data of the API") {

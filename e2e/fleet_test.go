@@ -13,7 +13,7 @@ import (
 	"github.com/caddy-egress/caddy-egress/internal/egresstest"
 )
 
-// fleet is an API and a token endpoint for many credentials, told apart by
+// fleet is an API and a token endpoint for many credentials, distinguished by
 // client id: what either does depends on it. The credentials are named after it,
 // with a suffix, since metrics last as long as the process.
 type fleet struct {

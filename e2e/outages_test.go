@@ -184,7 +184,7 @@ func (f *traffic) stop() []sample {
 
 // When which token request is made is shown in synthetic time, by the tests of
 // package tokensource. Here each kind of outage is lived through once: nobody
-// notices while the token lives, then all are told, and it ends.
+// notices while the token lives, then every client does, and it ends.
 func TestOutages(t *testing.T) {
 	const (
 		lifetime = 2 * time.Second

@@ -35,7 +35,7 @@ type company struct {
 
 // newCompany reads the samples of api, with the names that clientID has there.
 func newCompany(api, clientID string) (*company, error) {
-	text, _ := samples.ReadFile("samples/" + api + ".json") // without text there is no JSON, either
+	text, _ := samples.ReadFile("samples/" + api + ".json") // a missing file is not JSON, either
 	co := new(company)
 	if err := json.Unmarshal(fill(text, namesOf(clientID)), co); err != nil {
 		return nil, fmt.Errorf("reading the samples of %s: %w", api, err)
@@ -81,7 +81,7 @@ type values map[string]any
 func fill(canned []byte, v values) json.RawMessage {
 	var pairs []string
 	for name, value := range v {
-		b, _ := json.Marshal(value) // there is nothing without an encoding
+		b, _ := json.Marshal(value) // values of these types can be encoded
 		text := strings.TrimSuffix(strings.TrimPrefix(string(b), `"`), `"`)
 		pairs = append(pairs, `"{`+name+`}"`, string(b), "{"+name+"}", text)
 	}

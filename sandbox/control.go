@@ -52,7 +52,7 @@ func (f Fault) validate(name string) error {
 	return nil
 }
 
-// strike delays r and returns what f has it answered with, if it does.
+// strike delays r and returns the answer that f has for it, if any.
 // inOwnWords answers where f has a status and no body.
 func (f Fault) strike(r *http.Request, inOwnWords func(status int) answer) (answer, bool) {
 	if f.Latency > 0 {
@@ -103,7 +103,7 @@ func (s *Server) control(r *http.Request) answer {
 			return controlError(http.StatusBadRequest, err.Error())
 		}
 	default:
-		s.RevokeAll() // nobody outside can tell an expired token from a revoked one
+		s.RevokeAll() // a client cannot see the difference
 	}
 	return answer{status: http.StatusNoContent}
 }

@@ -138,8 +138,8 @@ func (c *call) number(name string, byDefault, most int) (n int, ok bool) {
 	return n, err == nil && n >= 1 && n <= most
 }
 
-// failure is why an API refuses a request: in words, or because there is no
-// object of that kind and id. All may be empty.
+// failure is why an API refuses a request: in words, or because an object of
+// that kind and id does not exist. All may be empty.
 type failure struct{ details, kind, id string }
 
 func refuse(status int, details string) answer {

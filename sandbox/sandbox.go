@@ -58,7 +58,7 @@ func (o Options) withDefaults() (Options, error) {
 	return o, nil
 }
 
-// checkAPI returns an error if there is no imitation of api.
+// checkAPI returns an error if api is not imitated.
 func checkAPI(api string) error {
 	if api != apiUnderstory && api != apiVoucherify {
 		return fmt.Errorf("unknown API %q; there are: %s, %s", api, apiUnderstory, apiVoucherify)
@@ -208,7 +208,7 @@ func (a answer) with(name, value string) answer {
 func (a answer) write(w http.ResponseWriter) {
 	body, isText := a.body.(string)
 	if !isText && a.body != nil {
-		encoded, _ := json.Marshal(a.body) // there is nothing without an encoding
+		encoded, _ := json.Marshal(a.body) // all bodies can be encoded
 		body = string(encoded)
 		w.Header().Set("Content-Type", jsonType)
 	}

@@ -107,7 +107,7 @@ func TestStats(t *testing.T) {
 	value := understoryGrant(t, s, "openid")
 	serve(s, httptest.NewRequest("GET", "/oauth2/token", nil))      // fails, counts
 	serve(s, post("/oauth2/token", nil))                            // fails, counts
-	serve(s, post("/oauth2/revoke", nil))                           // is no token endpoint
+	serve(s, post("/oauth2/revoke", nil))                           // is not a token endpoint
 	serve(s, post("/admin/oauth2/introspect", url.Values{"a": {}})) // nor this
 	send(s, "GET", "/v1/me", value, "")
 	send(s, "GET", "/v1/nothing", value, "")
@@ -405,7 +405,7 @@ func TestBodyTooLong(t *testing.T) {
 				length int64
 				want   int
 			}{
-				{maxBody, -1, map[string]int{apiUnderstory: 400, apiVoucherify: 202}[api]}, // spaces are no booking
+				{maxBody, -1, map[string]int{apiUnderstory: 400, apiVoucherify: 202}[api]}, // spaces are not a booking
 				{maxBody, maxBody, map[string]int{apiUnderstory: 400, apiVoucherify: 202}[api]},
 				{maxBody + 1, -1, 413},
 				{maxBody + 1, maxBody + 1, 413},

@@ -21,8 +21,8 @@ type token struct {
 
 func (t token) live() bool { return time.Now().Before(t.expires) }
 
-// values are what is said of t. Times are rounded up: a token that works must
-// not look dead.
+// values are the placeholders of answers about t. Times are rounded up: a token
+// that works must not look expired.
 func (t token) values() values {
 	const almost = time.Second - time.Nanosecond
 	return values{
@@ -71,7 +71,7 @@ func (ts *tokens) find(value string) (token, bool) {
 }
 
 // bearer returns the live token that r carries. Two Authorization values are
-// as good as none: which of them counts is anybody's guess.
+// as good as none: it is not defined which of them counts.
 func (ts *tokens) bearer(r *http.Request) (token, bool) {
 	scheme, value, _ := strings.Cut(strings.Join(r.Header.Values("Authorization"), ", "), " ")
 	if !strings.EqualFold(scheme, "Bearer") {

@@ -21,7 +21,7 @@ type understory struct {
 }
 
 // page goes on where a cursor says, which counts the objects before it and is
-// encoded so that nobody is tempted to compute with it.
+// encoded so that clients are not tempted to compute with it.
 func (u *understory) page(c *call, o *operation, objects []object) answer {
 	size, sizeOK := c.number("limit", o.Limit, o.Most)
 	start, startOK := decodeCursor(c.URL.Query().Get("cursor"))
@@ -145,7 +145,7 @@ func (u *understory) revoke(r *http.Request) answer {
 }
 
 // introspect answers RFC 7662. Hydra serves it on its administrator's port,
-// where it asks nobody for credentials.
+// without client authentication.
 func (u *understory) introspect(r *http.Request) answer {
 	if refusal := checkForm(r); refusal != "" {
 		return hydra(u.company.Answers[refusal].with(nil))

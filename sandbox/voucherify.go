@@ -1,9 +1,9 @@
 package sandbox
 
 // This file imitates the Voucherify API and its authorization server. v1 of
-// that tells callers apart by headers of its own and errs in the shape of the
-// API, not of RFC 6749; v2 takes Basic and a project_id, and answers as v1 does
-// (inferred).
+// that takes the client in headers of its own and answers errors in the shape of
+// the API, not of RFC 6749; v2 takes Basic and a project_id, and answers as v1
+// does (inferred).
 
 import (
 	"cmp"
@@ -74,8 +74,8 @@ func (v *voucherify) authenticated(r *http.Request) bool {
 
 func isV2(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, "/v2/") }
 
-// issue knows all scopes of v1. Those of v2 are the permissions of roles, of
-// which there is no list; a comma in one shows that they were not separated by
+// issue knows all scopes of v1. Those of v2 are the permissions of roles, which
+// are not published as a list; a comma in one shows that they were not separated by
 // spaces.
 func (v *voucherify) issue(r *http.Request) answer {
 	t := token{value: alphanumerics(50), scopes: strings.Fields(r.PostFormValue("scope"))}

@@ -60,7 +60,7 @@ func requests(t *testing.T, url string) map[string]func(*http.Client) error {
 	}
 }
 
-// What is no HTTP, or breaks off, is transient; nothing of it is told.
+// What is not HTTP, or breaks off, is transient; nothing of it is shown.
 func TestBrokenAnswers(t *testing.T) {
 	const ok = "HTTP/1.1 200 OK\r\n"
 	for answer, want := range map[string]string{

@@ -40,7 +40,7 @@ var (
 	withCode = ErrorFormat{Fields: []string{"code", "message"}, Code: "code"}
 )
 
-// ask makes a token request that is answered so.
+// ask makes a token request that gets this answer.
 func ask(t *testing.T, status int, body string, header ...string) (*Token, error) {
 	t.Helper()
 	return askWith(t, ErrorFormat{}, status, body, header...)
@@ -79,7 +79,7 @@ func failureWith(t *testing.T, own ErrorFormat, status int, body string, header 
 	return e
 }
 
-// noLeak fails the test if anything that e tells shows one of the markers.
+// noLeak fails the test if any text of e shows one of the markers.
 func noLeak(t *testing.T, e *Error) {
 	t.Helper()
 	markers := []string{"MARKER", "s3cret", "userinf0"}
@@ -193,7 +193,7 @@ func TestGrantedScopes(t *testing.T) {
 		`"scope":"a"`:         {"a"},
 		`"scope":"b a"`:       {"b", "a"},
 		`"scope":"  a   b  "`: {"a", "b"},
-		`"scope":""`:          {}, // granted none, which is not the same as not told
+		`"scope":""`:          {}, // granted none, which is not the same as not said
 		`"scope":null`:        nil,
 		`"scope":["a","b"]`:   nil,
 		`"scope":1`:           nil,

@@ -60,7 +60,7 @@ func TestSecretIsNeverPrinted(t *testing.T) {
 		return strings.Contains(printed, "hunter2") || strings.Contains(printed, fmt.Sprintf("%x", "hunter2")) ||
 			strings.Contains(printed, "104 117 110") // the bytes in decimal
 	}
-	format := func(verb string, v any) string { return fmt.Sprintf(verb, v) } // vet knows better than to do this
+	format := func(verb string, v any) string { return fmt.Sprintf(verb, v) } // not Sprintf itself: vet would complain
 	for _, verb := range []string{"%s", "%v", "%+v", "%#v", "%q", "%x", "%X", "% x", "%d", "%c", "%U", "%t", "%10s", "%-3.2v", "%p", "%!"} {
 		for name, v := range visible {
 			printed := format(verb, v)

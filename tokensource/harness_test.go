@@ -173,7 +173,7 @@ func checkSpread(t *testing.T, what string, samples []time.Duration, least, most
 	}
 }
 
-// get asks for a token and tells how long that took.
+// get asks for a token and returns how long that took.
 func get(s *tokensource.Source) (string, time.Duration, error) {
 	start := time.Now()
 	token, err := s.Token(context.Background())

@@ -123,7 +123,7 @@ func TestFailedRefreshLeavesTheTokenAndIsNotRepeatedTooOften(t *testing.T) {
 			}
 			time.Sleep(20 * time.Millisecond)
 		}
-		// refresh due 20 s before expiry: 0.5 1 2 4 8 …; starved: every 3.2 to 4 s
+		// refresh due 20 s before expiry: 0.5 1 2 4 8 …; wanted: every 3.2 to 4 s
 		if starved > 9 {
 			t.Errorf("%d token requests while the token lived, want at most 9", starved)
 		}
@@ -186,7 +186,7 @@ func TestUseOfATokenKeepsItFresh(t *testing.T) {
 		i := &issuer{lifetime: 90 * time.Second}
 		s := newSource(t, i)
 		s.Start()
-		// the second token, got after 60 to 63 s, would be refreshed after 120
+		// the second token, obtained after 60 to 63 s, would be refreshed after 120
 		// to 126 s: nobody has used the credential for a lifetime by then
 		time.Sleep(130 * time.Second)
 		if got := i.count(); got != 2 {

@@ -49,7 +49,7 @@ func TestInvalidation(t *testing.T) {
 }
 
 // call imitates a request through the gateway to an API that answers as
-// accepts says, and tells whether the client saw a 401.
+// accepts says, and reports whether the client saw a 401.
 func call(t *testing.T, s *tokensource.Source, accepts func(token string) bool) (unauthorized bool) {
 	t.Helper()
 	token, err := s.Token(t.Context())

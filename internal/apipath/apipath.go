@@ -54,7 +54,7 @@ func Readings(escaped string) ([]string, error) {
 }
 
 // unescape decodes the escapes in path once, except those of characters that
-// keep reports true for. A percent sign that begins no escape stays.
+// keep reports true for. A percent sign that does not begin an escape stays.
 func unescape(path string, keep func(c byte) bool) string {
 	if !strings.Contains(path, "%") {
 		return path

@@ -50,7 +50,7 @@ func sameSet(a, b []string) bool {
 	return slices.Equal(a, b)
 }
 
-// The first reading is the one that people are shown: with the escapes that
+// The first reading is the one that is shown in messages: with the escapes that
 // the path needs.
 func TestFirstReading(t *testing.T) {
 	for path, want := range map[string]string{

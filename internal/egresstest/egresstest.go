@@ -1,6 +1,6 @@
 // Package egresstest is the harness of the tests: a whole Caddy from Caddyfile
-// to sockets, APIs that record what reaches them, token endpoints that do what
-// they are told, and the checks that most tests share.
+// to sockets, APIs that record what reaches them, token endpoints that answer as
+// a test wants, and the checks that most tests share.
 //
 // One Caddy runs in a process at a time, so tests that use a [Gateway] are not
 // parallel. A package of such tests has a TestMain that calls [Main].

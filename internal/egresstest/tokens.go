@@ -18,8 +18,7 @@ import (
 type Tokens struct {
 	*httptest.Server
 
-	// What it does differs with these, which are changed by [Tokens.Set] once
-	// it serves.
+	// These change what it answers. Once it serves, use [Tokens.Set].
 	Latency  time.Duration
 	Lifetime int              // seconds
 	Answer   http.HandlerFunc // answers instead
@@ -63,7 +62,7 @@ func (e *Tokens) Set(change func(*Tokens)) {
 	change(e)
 }
 
-// SetAnswer has answer answer; nil has tokens issued again.
+// SetAnswer has answer answer all requests; nil has tokens issued again.
 func (e *Tokens) SetAnswer(answer http.HandlerFunc) {
 	e.Set(func(e *Tokens) { e.Answer = answer })
 }

@@ -19,8 +19,8 @@ func line(text string) *caddyfile.Dispenser {
 	return d
 }
 
-// check fails the test unless err is an error that has want in it, or none if
-// want is empty. Every error has to name the option and where it stands.
+// check fails the test unless err contains want, or is nil where want is
+// empty. Every error has to name the option and where it stands.
 func check(t *testing.T, input string, err error, want string) {
 	t.Helper()
 	if want == "" {

@@ -382,7 +382,7 @@ func TestUnmarshalCaddyfileErrors(t *testing.T) {
 	}
 }
 
-// Options are secret by the names of parameters and headers, in whatever case.
+// The names of parameters and headers say which are secret, case-insensitive.
 func TestSecretOptions(t *testing.T) {
 	p := &Provider{
 		ClientSecret: "cs",

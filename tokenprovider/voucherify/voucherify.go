@@ -36,10 +36,10 @@ var credentialHeaders = []string{
 	"X-Management-Id", "X-Management-Token",
 }
 
-// credentialPaths make, show and end credentials. They do not accept tokens.
+// credentialPaths issue, describe and revoke credentials. They do not accept tokens.
 var credentialPaths = []string{"/v1/oauth/", "/v2/oauth/", "/management/"}
 
-// errorFormat is that of all answers of Voucherify: {"code":400,"key":"…","message":"…"}.
+// errorFormat is that of all errors of Voucherify: {"code":400,"key":"…","message":"…"}.
 var errorFormat = tokenprovider.ErrorFormat{
 	Fields: []string{"code", "message"},
 	Code:   "key",
@@ -74,8 +74,8 @@ func init() {
 // project has at most 1000 of them.
 //
 // OAuth v2 is EXPERIMENTAL here: an OAuth Service key goes to `POST
-// /v2/oauth/token` as `client_secret_basic`, with a project. Voucherify
-// documents no revocation and no introspection for it.
+// /v2/oauth/token` in the Authorization header (Basic), with a project.
+// Voucherify documents neither its answers nor revocation and introspection.
 type Provider struct {
 	// Application ID of the key. May be a placeholder such as
 	// `{env.VOUCHERIFY_APP_ID}`. Required.
@@ -87,8 +87,8 @@ type Provider struct {
 	AppToken string `json:"app_token,omitempty"`
 
 	// Scopes to ask for, such as `api` for all of the server side, or
-	// `vouchers` and `validations`. A scope of v1 that is not known is warned
-	// about and sent as it is. With v2, permissions of roles such as
+	// `vouchers` and `validations`. A scope that is not documented for v1 is
+	// warned about and sent as it is. With v2, permissions of roles such as
 	// `vouchers.read`. Required.
 	Scopes []string `json:"scopes,omitempty"`
 

@@ -51,7 +51,7 @@ func Interpretations(escaped string) []string {
 	return found
 }
 
-// decode undoes percent-encoding once and leaves what is none, as lenient
+// decode undoes percent-encoding once and leaves what is not encoded, as lenient
 // decoders do; escaped slashes stay if a segment at a time is decoded.
 func decode(p string, bySegment bool) string {
 	var b strings.Builder
