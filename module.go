@@ -14,8 +14,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -71,6 +73,7 @@ type App struct {
 	mu         sync.Mutex
 	inUse      map[string]*activeCredential // by name
 	byIdentity map[string]*activeCredential // one of each identity
+	clients    map[string]*http.Client      // of token endpoints, by the authorities that they trust
 	acquired   []func() error               // give up what is pooled
 }
 
@@ -92,6 +95,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.named = make(map[string]tokenprovider.Provider)
 	a.inUse = make(map[string]*activeCredential)
 	a.byIdentity = make(map[string]*activeCredential)
+	a.clients = make(map[string]*http.Client)
 	a.refresher = tokensource.NewRefresher()
 	a.started = make(chan struct{})
 	a.memory = replaybody.NewMemory(defaultReplayMemory)
@@ -220,7 +224,7 @@ func (a *App) use(name string, provider tokenprovider.Provider, options Credenti
 // activate gives c its token source and its metrics, which outlive the config.
 // mu is held.
 func (a *App) activate(c *activeCredential, name string, provider tokenprovider.Provider) error {
-	client, err := tokenClient(c.options.TokenCA)
+	client, err := a.client(c.options.TokenCA)
 	if err != nil {
 		return err
 	}
@@ -252,6 +256,20 @@ func (a *App) activate(c *activeCredential, name string, provider tokenprovider.
 		Logger: a.logger,
 	})
 	return nil
+}
+
+// client returns the client of token endpoints that trusts the authorities in
+// files, the same for all that do. mu is held.
+func (a *App) client(files []string) (*http.Client, error) {
+	key := strings.Join(files, "\x00")
+	if client, ok := a.clients[key]; ok {
+		return client, nil
+	}
+	client, err := tokenClient(files)
+	if err == nil {
+		a.clients[key] = client
+	}
+	return client, err
 }
 
 // credentials returns the credentials in use, by name.

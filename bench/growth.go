@@ -150,7 +150,7 @@ func waitForTokens(ctx context.Context, tokens *tokenEndpoint, p *process) error
 
 // settle measures what is needed while nothing happens.
 func (g *growth) settle(ctx context.Context, p *process, admin admin, idle time.Duration) error {
-	if err := sleep(ctx, idle/5); err != nil {
+	if err := sleep(ctx, idle); err != nil {
 		return err
 	}
 	before, err := p.cpu()

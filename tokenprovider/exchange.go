@@ -45,7 +45,8 @@ type response struct {
 // NewClient returns the HTTP client for one authorization server: TLS 1.2 or
 // newer, verified against roots (nil: those of the system), proxies as in the
 // environment. It follows no redirect, since that would post the secret to
-// another place, and keeps no connection that is not in use.
+// another place, and each request has a connection of its own: one kept between
+// requests, which are rare, would be stale when it is needed.
 func NewClient(roots *x509.CertPool) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
@@ -54,6 +55,7 @@ func NewClient(roots *x509.CertPool) *http.Client {
 			TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
 			TLSHandshakeTimeout:    5 * time.Second,
 			ForceAttemptHTTP2:      true,
+			DisableKeepAlives:      true,
 			DisableCompression:     true, // answers are small, and identity is bounded as read
 			MaxResponseHeaderBytes: 64 << 10,
 			OnProxyConnectResponse: refusedByProxy,
@@ -114,10 +116,6 @@ func post(ctx context.Context, client *http.Client, r Request) (*response, error
 		req.Header.Set("Accept", "application/json")
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-
-	// token requests are rare: a connection kept between them would be stale
-	// when it is needed, and outlive the configuration
-	defer client.CloseIdleConnections()
 
 	sent := time.Now()
 	resp, err := client.Do(req)

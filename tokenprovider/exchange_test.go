@@ -15,6 +15,8 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -251,6 +253,55 @@ func TestRequestHeaders(t *testing.T) {
 			return nil, io.EOF
 		})}
 		_, _ = RequestToken(t.Context(), client, Request{URL: "http://auth.example", Header: test.header})
+	}
+}
+
+// A dead connection must not be used again, least of all by several credentials.
+func TestEachRequestHasAConnectionOfItsOwn(t *testing.T) {
+	for _, http2 := range []bool{false, true} {
+		var connections atomic.Int32
+		both := make(chan struct{})
+		var arrived atomic.Int32
+		server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.ProtoMajor == 2 != http2 {
+				t.Errorf("asked over %s", r.Proto)
+			}
+			if arrived.Add(1) == 2 {
+				close(both)
+			}
+			<-both // so that they are under way at the same time
+			_, _ = io.WriteString(w, `{"access_token":"tok-1"}`)
+		}))
+		server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+			if state == http.StateNew {
+				connections.Add(1)
+			}
+		}
+		roots := x509.NewCertPool()
+		if http2 {
+			server.EnableHTTP2 = true
+			server.StartTLS()
+			roots.AddCert(server.Certificate())
+		} else {
+			server.Start()
+		}
+		defer server.Close()
+		client := NewClient(roots)
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() {
+				if _, err := RequestToken(t.Context(), client, request(server.URL)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if _, err := RequestToken(t.Context(), client, request(server.URL)); err != nil {
+			t.Error(err)
+		}
+		if got := connections.Load(); got != 3 {
+			t.Errorf("HTTP/2 %v: 3 requests over %d connections", http2, got)
+		}
 	}
 }
 

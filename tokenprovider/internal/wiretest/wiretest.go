@@ -40,8 +40,8 @@ var Secrets = []string{
 	"{env.HOME}",
 }
 
-// Request is a request as it came over the wire, its Host and Content-Length
-// verified and taken out of the header.
+// Request is a request as it came over the wire, its Host, Connection and
+// Content-Length verified and taken out of the header.
 type Request struct {
 	Line   string // such as POST /oauth2/token HTTP/1.1
 	Header http.Header
@@ -144,7 +144,11 @@ func (s *Server) serve(t testing.TB, conn net.Conn) {
 	if host := header.Values("Host"); len(host) != 1 || "http://"+host[0] != s.URL {
 		t.Errorf("Host: got %q, want that of %s", host, s.URL)
 	}
+	if connection := header.Values("Connection"); len(connection) != 1 || connection[0] != "close" {
+		t.Errorf("Connection: got %q, want close: each request has one of its own", connection)
+	}
 	header.Del("Host")
+	header.Del("Connection")
 	header.Del("Content-Length")
 
 	s.mu.Lock()
