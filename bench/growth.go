@@ -150,7 +150,7 @@ func waitForTokens(ctx context.Context, tokens *tokenEndpoint, p *process) error
 
 // settle measures what is needed while nothing happens.
 func (g *growth) settle(ctx context.Context, p *process, admin admin, idle time.Duration) error {
-	if err := sleep(ctx, idle); err != nil {
+	if err := sleep(ctx, idle/3); err != nil {
 		return err
 	}
 	before, err := p.cpu()
@@ -181,7 +181,7 @@ func (g *growth) settle(ctx context.Context, p *process, admin admin, idle time.
 	if g.heap, err = admin.number(ctx, "/debug/pprof/heap?gc=1&debug=1", `(?m)^# HeapAlloc = (\d+)`); err != nil {
 		return err
 	}
-	if err := sleep(ctx, idle/2); err != nil { // what the collection freed goes back to the system
+	if err := sleep(ctx, idle/6); err != nil { // what the collection freed goes back to the system
 		return err
 	}
 	g.resident, err = p.resident()

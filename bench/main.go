@@ -57,7 +57,7 @@ func parseFlags(args []string) (settings, error) {
 	only := flags.String("only", strings.Join(allParts, ","), "parts to measure")
 	rounds := flags.Int("rounds", 0, "interleaved rounds (default 7; 3 with -quick)")
 	credentials := flags.String("credentials", "", "numbers of credentials (default 1,10,100,1000,10000; 1,10,100 with -quick)")
-	s := settings{requests: 25_000, latency: 24 * time.Second, rate: 1000, idle: 10 * time.Second}
+	s := settings{requests: 25_000, latency: 24 * time.Second, rate: 1000, idle: 30 * time.Second}
 	flags.DurationVar(&s.tokenLatency, "token-latency", 50*time.Millisecond, "how long the token endpoint takes to answer")
 	flags.StringVar(&s.caddy, "caddy", "", "Caddy with the plugin (default: built from ./cmd/caddy)")
 	flags.BoolVar(&s.write, "write", false, "write the results into docs/performance.md and docs/performance/")
@@ -72,7 +72,7 @@ func parseFlags(args []string) (settings, error) {
 	}
 	if *quick {
 		defaultRounds, defaultCredentials = 3, "1,10,100"
-		s.requests, s.latency, s.rate, s.idle = 5_000, 9*time.Second, 300, 2*time.Second
+		s.requests, s.latency, s.rate, s.idle = 5_000, 9*time.Second, 300, 6*time.Second
 	}
 	if s.rounds = *rounds; s.rounds <= 0 {
 		s.rounds = defaultRounds
