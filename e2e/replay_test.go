@@ -269,7 +269,9 @@ func TestSlowUploadIsReplayedWhenTheAPIAnswersEarly(t *testing.T) {
 }
 
 func TestClientThatWaitsForTheAnswerIsNotLeftHanging(t *testing.T) {
-	routes := ""
+	// Caddy's access log reads the length of a body that is still being read: a
+	// race of Caddy's own, which the race detector would report
+	routes := "log_skip\n"
 	apis := make(map[string]*egresstest.Guarded)
 	for protocol, upstream := range upstreams {
 		api, endpoint := egresstest.NewGuarded(t, upstream.start), egresstest.NewTokens(t)
