@@ -84,8 +84,8 @@ func TestSecondReaderGetsWhatTheFirstHasRead(t *testing.T) {
 			if !ok {
 				t.Fatalf("%d of %d bytes: cannot be sent again", readByFirst, length)
 			}
-			if _, err := b.First().Read(make([]byte, 1)); !errors.Is(err, errDetached) {
-				t.Errorf("the first reader reads on: %v", err)
+			if n, err := b.First().Read(make([]byte, 1)); n != 0 || !errors.Is(err, errDetached) {
+				t.Errorf("the first reader reads on: %d bytes, %v", n, err)
 			}
 			if err := b.First().Close(); err != nil || client.closed.Load() != 0 {
 				t.Errorf("the first reader has closed the body of the second: %v", err)
@@ -298,4 +298,15 @@ func (f *failing) Read([]byte) (int, error) {
 	err := f.err
 	f.err = io.EOF
 	return 0, err
+}
+
+// Bodies count in steps of 32 KiB, as the documentation of replay_memory says.
+func TestBodiesCountInSteps(t *testing.T) {
+	memory := NewMemory(1 << 20)
+	b, _, _ := newBody("x", 1<<20, memory)
+	read(t, b.First())
+	if got := 1<<20 - memory.left.Load(); got != 32<<10 {
+		t.Errorf("a body of one byte takes %d bytes", got)
+	}
+	b.Release()
 }
