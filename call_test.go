@@ -521,3 +521,32 @@ func TestDiscard(t *testing.T) {
 		}
 	})
 }
+
+// What was kept of a body is given back whatever became of its request.
+func TestReplayMemoryIsGivenBack(t *testing.T) {
+	for name, answer := range map[string]func(int, *http.Request) (*http.Response, error){
+		"accepted": func(int, *http.Request) (*http.Response, error) { return status(http.StatusOK), nil },
+		"failed":   func(int, *http.Request) (*http.Response, error) { return nil, errors.New("connection refused") },
+		"rejected": func(int, *http.Request) (*http.Response, error) { return status(http.StatusUnauthorized), nil },
+		"replayed": unauthorizedUnless("token2"),
+	} {
+		a := newAPI(t, nil)
+		a.answer = func(n int, req *http.Request) (*http.Response, error) {
+			body, _ := io.ReadAll(req.Body)
+			if string(body) != "body" {
+				t.Errorf("%s: the API gets %q", name, body)
+			}
+			return answer(n, req)
+		}
+		// enough for one body: a second one is kept only if the first was given up
+		a.app.memory = replaybody.NewMemory(32 << 10)
+		for range 2 {
+			_, _ = a.Transport.RoundTrip(benchRequest("body"))
+		}
+		probe := replaybody.New(io.NopCloser(strings.NewReader("x")), 1, 1<<20, a.app.memory, func() {})
+		_, _ = io.ReadAll(probe.First())
+		if !probe.Replayable() {
+			t.Errorf("%s: the memory is still taken", name)
+		}
+	}
+}
