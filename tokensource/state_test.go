@@ -68,6 +68,23 @@ func TestRetire(t *testing.T) {
 			}
 		})
 	})
+	t.Run("reports that the token could not be revoked", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			able := &ablerIssuer{issuer: &issuer{lifetime: time.Hour}, able: true, latency: time.Hour}
+			state := tokensource.NewState()
+			s := newSource(t, able.issuer, func(o *tokensource.Options) {
+				o.Provider, o.State, o.RevokeOnStop = able, state, true
+			})
+			s.Start()
+			if _, err := s.Token(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := retire(state); err == nil {
+				t.Error("a revocation without an answer is taken for one")
+			}
+			s.Stop()
+		})
+	})
 	t.Run("but not for ever", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			r, state, s := start(t, true)
