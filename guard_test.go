@@ -3,11 +3,9 @@ package egress
 import (
 	"context"
 	"crypto/tls"
-	"encoding/hex"
 	"net"
 	"net/http"
 	"net/url"
-	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -15,74 +13,12 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/caddy-egress/caddy-egress/internal/egresstest/paths"
 	"github.com/caddy-egress/caddy-egress/internal/option"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 )
 
 var deniedPrefixes = []string{"/v1/oauth/", "/v2/oauth/", "/management/"}
-
-// Interpretations returns the paths, in lower case, that some API might take
-// the path of a request for: as it is, or after any of the transformations
-// below, as often and in whatever order they are applied.
-func Interpretations(escaped string) []string {
-	decodings := []func(string) string{
-		func(p string) string { return decode(p, false) },
-		func(p string) string { return decode(p, true) },
-		func(p string) string {
-			return strings.NewReplacer("\xc0\xaf", "/", "\xc0\xae", ".", "\xe0\x80\xaf", "/").Replace(p)
-		},
-		func(p string) string { return strings.ReplaceAll(p, `\`, "/") },
-		func(p string) string { return path.Clean("/" + p) },
-		func(p string) string { // path parameters
-			segments := strings.Split(p, "/")
-			for i := range segments {
-				segments[i], _, _ = strings.Cut(segments[i], ";")
-			}
-			return strings.Join(segments, "/")
-		},
-		func(p string) string { p, _, _ = strings.Cut(p, "\x00"); return p },
-		func(p string) string { // an authority
-			if !strings.HasPrefix(p, "//") {
-				return p
-			}
-			_, rest, _ := strings.Cut(p[2:], "/")
-			return "/" + rest
-		},
-	}
-	found, seen := []string{escaped}, map[string]bool{escaped: true}
-	for i := 0; i < len(found) && len(found) < 1000; i++ {
-		for _, decoding := range decodings {
-			if p := decoding(found[i]); !seen[p] {
-				found = append(found, p)
-				seen[p] = true
-			}
-		}
-	}
-	for i := range found {
-		found[i] = strings.ToLower(found[i])
-	}
-	return found
-}
-
-// decode undoes percent-encoding once and leaves what is none, as lenient
-// decoders do; escaped slashes stay if a segment at a time is decoded.
-func decode(p string, bySegment bool) string {
-	var b strings.Builder
-	for i := 0; i < len(p); i++ {
-		if p[i] == '%' && i+2 < len(p) {
-			if c, err := hex.DecodeString(p[i+1 : i+3]); err == nil && (!bySegment || c[0] != '/') {
-				b.WriteByte(c[0])
-				i += 2
-				continue
-			}
-		}
-		b.WriteByte(p[i])
-	}
-	return b.String()
-}
-
-// IsUnder reports whether p is prefix, which ends in a slash, or below it.
-func IsUnder(p, prefix string) bool { return strings.HasPrefix(p+"/", prefix) }
 
 func voucherifyGuard(t testing.TB, allow ...Operation) *guard {
 	t.Helper()
@@ -462,17 +398,17 @@ func FuzzPathReadings(f *testing.F) {
 		}
 		sent := u.EscapedPath()
 		if judge(open, "GET", target) == nil {
-			for _, p := range Interpretations(sent) {
+			for _, p := range paths.Interpretations(sent) {
 				for _, prefix := range deniedPrefixes {
-					if IsUnder(p, prefix) {
+					if paths.IsUnder(p, prefix) {
 						t.Errorf("%s is let pass and could be read as %s", sent, p)
 					}
 				}
 			}
 		}
 		if judge(restricted, "GET", target) == nil {
-			for _, p := range Interpretations(sent) {
-				if !IsUnder(p, "/v1/vouchers/") {
+			for _, p := range paths.Interpretations(sent) {
+				if !paths.IsUnder(p, "/v1/vouchers/") {
 					t.Errorf("%s is allowed and could be read as %s", sent, p)
 				}
 			}

@@ -80,7 +80,7 @@ func (f Fault) strike(r *http.Request, inOwnWords func(status int) answer) (answ
 	return a, true
 }
 
-// control answers what is below /sandbox/. There is no authentication:
+// control answers what is below /sandbox/. It asks for no credential:
 // everything in a sandbox is made up.
 func (s *Server) control(r *http.Request) answer {
 	method := map[string]string{
