@@ -13,6 +13,7 @@ import (
 
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 	"github.com/caddy-egress/caddy-egress/tokensource"
+	"github.com/caddy-egress/caddy-egress/tokenstore"
 )
 
 func init() {
@@ -59,12 +60,22 @@ type CredentialStatus struct {
 	State           string           `json:"state"`                    // fresh, refreshing, stale, expired, refused or idle
 	Issued          time.Time        `json:"issued,omitzero"`
 	Expires         time.Time        `json:"expires,omitzero"`
+	TokenFrom       string           `json:"token_from,omitempty"`  // own or shared: who obtained it; absent without a token
 	NextAttempt     time.Time        `json:"next_attempt,omitzero"` // absent: when a request needs a token
 	LastError       *CredentialError `json:"last_error,omitempty"`  // absent if the last token request succeeded
 	TokenRequests   int64            `json:"token_requests"`
 	TokenFailures   int64            `json:"token_failures"`
 	Remaining       *int64           `json:"rate_limit_remaining,omitempty"` // absent where the API does not say
 	LimitedUntil    time.Time        `json:"rate_limited_until,omitzero"`    // absent if the API does not limit the rate now
+	Store           *StoreStatus     `json:"store,omitempty"`                // absent if tokens are not shared
+}
+
+// StoreStatus is how the storage of shared tokens is doing.
+type StoreStatus struct {
+	Storage string    `json:"storage"` // its module
+	State   string    `json:"state"`   // ok or failing
+	Since   time.Time `json:"since"`
+	Error   string    `json:"error,omitempty"`
 }
 
 // CredentialError is why there is no token, or no fresh one.
@@ -100,6 +111,13 @@ func (c *activeCredential) status() CredentialStatus {
 		if answer.ScopesGranted == nil { // not said means as asked for, RFC 6749 §5.1
 			answer.ScopesGranted = answer.ScopesRequested
 		}
+		answer.TokenFrom = tokenFromOwn
+		if status.Shared {
+			answer.TokenFrom = tokenFromShared
+		}
+	}
+	if c.store != nil {
+		answer.Store = storeStatus(c.store.Health())
 	}
 	if status.Failure != nil {
 		answer.LastError = &CredentialError{
@@ -113,13 +131,33 @@ func (c *activeCredential) status() CredentialStatus {
 			answer.LastError.Status, answer.LastError.Code = e.Status, e.Code
 		}
 	}
-	if n := c.metrics.remainingCalls.Load(); n >= 0 {
+	if n := c.rateLimit.remaining.Load(); n >= 0 {
 		answer.Remaining = &n
 	}
-	if left := c.metrics.limitedFor(); left > 0 {
+	if left := c.rateLimit.limitedFor(0); left > 0 {
 		answer.LimitedUntil = time.Now().Add(left)
 	}
 	return answer
+}
+
+// Who obtained a token: this instance, or another that shares its tokens.
+const (
+	tokenFromOwn    = "own"
+	tokenFromShared = "shared"
+)
+
+// States of the storage of shared tokens.
+const (
+	storeOK      = "ok"
+	storeFailing = "failing"
+)
+
+func storeStatus(h tokenstore.Health) *StoreStatus {
+	status := &StoreStatus{Storage: h.Storage, State: storeOK, Since: h.Since}
+	if h.Failing {
+		status.State, status.Error = storeFailing, h.Err.Error()
+	}
+	return status
 }
 
 // app returns the egress app of the running config; nil if it has none. It is

@@ -2,6 +2,7 @@ package egress
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/caddy-egress/caddy-egress/internal/replaybody"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 	"github.com/caddy-egress/caddy-egress/tokensource"
 )
@@ -22,15 +24,22 @@ type outcome uint8
 const (
 	outcomeForwarded  outcome = iota // the API's answer, or its failure to answer
 	outcomeReplayed                  // the same, after the request was sent a second time
+	outcomePreflight                 // a browser was told what pages may send
 	outcomeClientGone                // the client left while its request waited for a token
 	outcomeTokenUnavailable
 	outcomeCredentialRefused
 	outcomeRateLimited
+	outcomeCallerUnknown
+	outcomeCallerNotGranted
+	outcomeCallerLimited
+	outcomeQuotaReserved
 	outcomeClientNotAllowed
 	outcomeHostNotAllowed
 	outcomeOriginNotAllowed
 	outcomeOperationNotAllowed
 	outcomeAPIHostNotAllowed
+	outcomeLoopDetected
+	outcomeTooManyUploads
 	outcomeBadRequest
 	outcomeCount
 )
@@ -40,15 +49,22 @@ const (
 var outcomeNames = [outcomeCount]string{
 	outcomeForwarded:           "forwarded",
 	outcomeReplayed:            "replayed",
+	outcomePreflight:           "preflight",
 	outcomeClientGone:          "client_gone",
 	outcomeTokenUnavailable:    "token_unavailable",
 	outcomeCredentialRefused:   "credential_refused",
 	outcomeRateLimited:         "rate_limited",
+	outcomeCallerUnknown:       "caller_unknown",
+	outcomeCallerNotGranted:    "caller_not_granted",
+	outcomeCallerLimited:       "caller_limited",
+	outcomeQuotaReserved:       "quota_reserved",
 	outcomeClientNotAllowed:    "client_not_allowed",
 	outcomeHostNotAllowed:      "host_not_allowed",
 	outcomeOriginNotAllowed:    "origin_not_allowed",
 	outcomeOperationNotAllowed: "operation_not_allowed",
 	outcomeAPIHostNotAllowed:   "api_host_not_allowed",
+	outcomeLoopDetected:        "loop_detected",
+	outcomeTooManyUploads:      "too_many_uploads",
 	outcomeBadRequest:          "bad_request",
 }
 
@@ -58,7 +74,9 @@ func (o outcome) String() string { return outcomeNames[o] }
 // Keys of answers that count as outcomeBadRequest.
 const (
 	keyBadRequestTarget = "bad_request_target"
+	keyBadRequestPath   = "bad_request_path"
 	keyMethodNotAllowed = "method_not_allowed"
+	keyTooEarly         = "too_early"
 )
 
 // proxyName is how the gateway calls itself in Proxy-Status (RFC 9209).
@@ -74,11 +92,35 @@ type refusal struct {
 	proxyError string        // the error type of RFC 9209 §2.3
 	retryAfter time.Duration // 0: none is sent
 	allow      string        // the Allow of a 405
+	challenges []string      // the WWW-Authenticate of a 401
+	oauthError string        // an OAuth error code: the body is an OAuth error, not one of the API's
+}
+
+// credentialEndpoint is the refusal of a request to an endpoint that issues or
+// revokes tokens. Its body is what OAuth clients can read (RFC 6749 §5.2).
+var credentialEndpoint = &refusal{
+	status: http.StatusForbidden, outcome: outcomeOperationNotAllowed, proxyError: "http_request_denied", oauthError: "unauthorized_client",
+	message: "the gateway authenticates requests to this API itself: send them without a token. The API's own credential endpoints are not served; " +
+		"where a client insists on a token, the operator can serve egress_token there",
+}
+
+// oauthErrorBody renders an error as token endpoints do.
+func oauthErrorBody(code, description string) (contentType string, body []byte) {
+	body, _ = json.Marshal(struct {
+		Error       string `json:"error"`
+		Description string `json:"error_description"`
+	}{code, description})
+	return "application/json", body
 }
 
 // forbidden is the refusal of a request that the route does not permit.
 func forbidden(o outcome, message, detail string) *refusal {
 	return &refusal{status: http.StatusForbidden, outcome: o, message: message, detail: detail, proxyError: "http_request_denied"}
+}
+
+// badRequest is the refusal of a request that the client has to send otherwise.
+func badRequest(key, message string) *refusal {
+	return &refusal{status: http.StatusBadRequest, outcome: outcomeBadRequest, key: key, message: message, proxyError: "http_request_error"}
 }
 
 // rateLimitRefusal spares an API that has said 429 the requests it would refuse.
@@ -89,6 +131,62 @@ func rateLimitRefusal(left time.Duration) *refusal {
 		message:    "the API has limited the rate of this credential; the gateway sends nothing until that is over",
 		proxyError: "http_request_denied",
 		retryAfter: max(left, time.Second),
+	}
+}
+
+// callerUnknown is the refusal of a request that nobody known has sent.
+var callerUnknown = &refusal{
+	status: http.StatusUnauthorized, outcome: outcomeCallerUnknown, proxyError: "http_request_denied",
+	message:    "the gateway does not know who calls: send the key that it knows you by, as a bearer token or in X-API-Key, or prove it otherwise",
+	challenges: []string{`Bearer realm="caddy-egress"`, `Basic realm="caddy-egress", charset="UTF-8"`},
+}
+
+// tooEarly is the refusal of a request in TLS early data, which somebody on the way
+// may have sent a second time, key included (RFC 8470).
+var tooEarly = &refusal{
+	status: http.StatusTooEarly, outcome: outcomeBadRequest, key: keyTooEarly, proxyError: "http_request_error",
+	message: "the request came before the TLS handshake was complete; send it again now",
+}
+
+// notGranted is the refusal of a known caller that has no grant here.
+func notGranted(caller string) *refusal {
+	return forbidden(outcomeCallerNotGranted, caller+" has no grant on this route", "")
+}
+
+// limitRefusal is the refusal of a caller that has used up its limit.
+func limitRefusal(caller string, wait time.Duration) *refusal {
+	return &refusal{
+		status: http.StatusTooManyRequests, outcome: outcomeCallerLimited, proxyError: "http_request_denied", retryAfter: max(wait, time.Second),
+		message: "the limit of " + caller + " on this route is used up; retry later",
+	}
+}
+
+// reserveRefusal leaves what remains of the API's quota to others.
+func reserveRefusal(caller string, wait time.Duration) *refusal {
+	return &refusal{
+		status: http.StatusTooManyRequests, outcome: outcomeQuotaReserved, proxyError: "http_request_denied", retryAfter: max(wait, time.Second),
+		message: "what remains of the API's quota is reserved for others than " + caller + "; retry later",
+	}
+}
+
+// proxyLoopDetected is the error type of a request that has been here before.
+const proxyLoopDetected = "proxy_loop_detected"
+
+// loopRefusal is the refusal of a request that has been here before.
+func loopRefusal() *refusal {
+	return &refusal{
+		status: http.StatusLoopDetected, outcome: outcomeLoopDetected, proxyError: proxyLoopDetected,
+		message: "this request comes from the gateway itself: the address of the API leads back to the gateway",
+		detail:  "; look for an override of its name on this machine",
+	}
+}
+
+// uploadsRefusal keeps a client from adding to the uploads that it has stalled.
+func uploadsRefusal() *refusal {
+	return &refusal{
+		status: http.StatusTooManyRequests, outcome: outcomeTooManyUploads, proxyError: "http_request_denied",
+		message:    fmt.Sprintf("this client has %d requests under way of whose bodies it has sent nothing for %v", replaybody.MaxStalled, replaybody.StallTime),
+		retryAfter: replaybody.StallTime,
 	}
 }
 
@@ -120,9 +218,13 @@ func tokenRefusal(err *tokensource.Error) *refusal {
 }
 
 // logged reports whether refusals of this kind are logged. The lack of a token
-// is logged by the token source, and a rate limit is not a fault.
+// is logged by the token source, and a rate limit or a preflight is not a fault.
 func (r *refusal) logged() bool {
-	return r.outcome != outcomeTokenUnavailable && r.outcome != outcomeCredentialRefused && r.outcome != outcomeRateLimited
+	switch r.outcome {
+	case outcomeTokenUnavailable, outcomeCredentialRefused, outcomeRateLimited, outcomePreflight:
+		return false
+	}
+	return true
 }
 
 // answer returns the answer to req, its body rendered as the API's own errors are.
@@ -131,18 +233,28 @@ func (r *refusal) answer(req *http.Request, render func(status int, key, message
 	if key == "" {
 		key = r.outcome.String()
 	}
-	contentType, body := render(r.status, key, r.message)
-	header := http.Header{
-		"Content-Type":   {contentType},
-		"Content-Length": {strconv.Itoa(len(body))},
-		"Cache-Control":  {"no-store"},
-		"Proxy-Status":   {fmt.Sprintf("%s; error=%s; details=%q", proxyName, r.proxyError, key)},
+	header := http.Header{"Cache-Control": {"no-store"}, "X-Content-Type-Options": {"nosniff"}}
+	var body []byte
+	if r.status == http.StatusNoContent {
+		header["Proxy-Status"] = []string{fmt.Sprintf("%s; details=%q", proxyName, key)}
+	} else {
+		var contentType string
+		contentType, body = render(r.status, key, r.message)
+		if r.oauthError != "" {
+			contentType, body = oauthErrorBody(r.oauthError, r.message)
+		}
+		header["Content-Type"] = []string{contentType}
+		header["Content-Length"] = []string{strconv.Itoa(len(body))}
+		header["Proxy-Status"] = []string{fmt.Sprintf("%s; error=%s; details=%q", proxyName, r.proxyError, key)}
 	}
 	if r.retryAfter > 0 {
 		header.Set("Retry-After", strconv.Itoa(int(math.Ceil(r.retryAfter.Seconds()))))
 	}
 	if r.allow != "" {
 		header.Set("Allow", r.allow)
+	}
+	if r.challenges != nil {
+		header["Www-Authenticate"] = slices.Clone(r.challenges)
 	}
 	return &http.Response{
 		Status:        strconv.Itoa(r.status) + " " + http.StatusText(r.status),
@@ -155,46 +267,6 @@ func (r *refusal) answer(req *http.Request, render func(status int, key, message
 		ContentLength: int64(len(body)),
 		Request:       req,
 	}
-}
-
-// cleanAnswer drops from an API's answer what only the gateway may say of itself.
-func cleanAnswer(resp *http.Response) *http.Response {
-	values, ok := resp.Header["Proxy-Status"]
-	if !ok {
-		return resp
-	}
-	// several lines are one list (RFC 9110 §5.3), and have to be read as one
-	members := slices.DeleteFunc(splitList(strings.Join(values, ", ")), func(member string) bool {
-		name, _, _ := strings.Cut(member, ";")
-		return strings.Trim(strings.TrimSpace(name), `"`) == proxyName
-	})
-	delete(resp.Header, "Proxy-Status")
-	if len(members) > 0 {
-		resp.Header["Proxy-Status"] = []string{strings.Join(members, ", ")}
-	}
-	return resp
-}
-
-// splitList splits a structured field list (RFC 9651 §3.1) at its commas, but
-// not at those inside of strings.
-func splitList(value string) []string {
-	var members []string
-	var quoted, escaped bool
-	start := 0
-	for i := range len(value) {
-		switch c := value[i]; {
-		case escaped:
-			escaped = false
-		case quoted && c == '\\':
-			escaped = true
-		case c == '"':
-			quoted = !quoted
-		case c == ',' && !quoted:
-			members = append(members, strings.TrimSpace(value[start:i]))
-			start = i + 1
-		}
-	}
-	return append(members, strings.TrimSpace(value[start:]))
 }
 
 // insufficientScope reports whether a 401 says that the token lacks a scope

@@ -34,17 +34,27 @@ type providerModule interface {
 //	        token_ca       <pem_files...>
 //	        revoke_on_stop
 //	    }
+//	    caller <name> {
+//	        key         <key> [<previous>]
+//	        client_cert <names...>
+//	        user        <users...>
+//	        clients     <ranges...>
+//	    }
+//	    share_tokens {
+//	        storage <module> ...
+//	    }
 //	    replay_memory <size>
 //
 //	    # defaults for every route
 //	    replay_buffer <size>
+//	    replay        all|idempotent|off
 //	    clients       <ranges...>|any
 //	    hosts         <names...>|any
 //	    origins       <origins...>
 //	    allow         [<methods>] <paths...>
 //	    api_hosts     <host[:port]...>
 //	    allow_http
-//	    respect_rate_limit
+//	    respect_rate_limit [<max>]
 //	}
 //
 // Given more than once, the options add up; each may be set in one of them.
@@ -70,9 +80,16 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	}
 	table := option.Join(a.RouteOptions.Options(), option.Table{
 		"credential":    a.unmarshalCredential,
+		"caller":        a.unmarshalCaller,
+		"share_tokens":  a.unmarshalShareTokens,
 		"replay_memory": func(d *caddyfile.Dispenser) error { return option.Size(d, &a.ReplayMemory) },
 	})
-	lines, err := option.Block(d, table, option.Unknown("egress", table))
+	lines, err := option.Block(d, table, func(d *caddyfile.Dispenser) error {
+		if d.Val() == "grant" {
+			return d.Err("egress: grant belongs in a route")
+		}
+		return option.Unknown("egress", table)(d)
+	})
 	if err != nil {
 		return err
 	}
@@ -111,6 +128,78 @@ func (a *App) unmarshalCredential(d *caddyfile.Dispenser) error {
 	return nil
 }
 
+// unmarshalShareTokens reads `share_tokens [{ storage <module> … }]`.
+func (a *App) unmarshalShareTokens(d *caddyfile.Dispenser) error {
+	if a.ShareTokens != nil {
+		return d.Err("share_tokens is already given")
+	}
+	if d.NextArg() {
+		return d.Errf("share_tokens: unexpected argument %q", d.Val())
+	}
+	a.ShareTokens = new(ShareTokens)
+	table := option.Table{"storage": a.ShareTokens.unmarshalStorage}
+	_, err := option.Block(d, table, option.Unknown("share_tokens", table))
+	return err
+}
+
+// unmarshalStorage reads `storage <module> …`, as the global option of that name.
+func (s *ShareTokens) unmarshalStorage(d *caddyfile.Dispenser) error {
+	if len(s.StorageRaw) > 0 {
+		return d.Err("storage is already given")
+	}
+	if !d.NextArg() {
+		return d.Err("storage: needs a storage module, such as file_system")
+	}
+	name := d.Val()
+	if _, err := caddy.GetModule(storageNamespace + name); err != nil {
+		return d.Errf("storage: this Caddy has no storage module %q; build one in with xcaddy", name)
+	}
+	module, err := caddyfile.UnmarshalModule(d, storageNamespace+name)
+	if err != nil {
+		return err
+	}
+	s.StorageRaw = caddyconfig.JSONModuleObject(module, "module", name, nil)
+	return nil
+}
+
+// unmarshalCaller reads `caller <name> { … }`. What is as long as a key may be one
+// in a wrong place, so that errors do not quote it.
+func (a *App) unmarshalCaller(d *caddyfile.Dispenser) error {
+	if !d.NextArg() {
+		return d.Err("caller: needs a name")
+	}
+	name := d.Val()
+	if err := checkCallerName(name); err != nil {
+		return d.WrapErr(err)
+	}
+	what := "caller " + name
+	if _, ok := a.Callers[name]; ok {
+		return d.Errf("%s: is already defined", what)
+	}
+	if d.NextArg() {
+		return d.Errf("%s: unexpected argument %s", what, unlessKey(d.Val()))
+	}
+	caller := new(Caller)
+	table, ofGrant := caller.Options(), new(Grant).Options()
+	lines, err := option.Block(d, table, func(d *caddyfile.Dispenser) error {
+		if _, ok := ofGrant[d.Val()]; ok {
+			return d.Errf("%s: %s belongs in a grant, in a route", what, d.Val())
+		}
+		return d.Errf("%s: unknown option %s%s", what, unlessKey(d.Val()), option.DidYouMean(d.Val(), maps.Keys(table)))
+	})
+	if err != nil {
+		return err
+	}
+	if err := caller.validate(); err != nil {
+		return lines.Wrap(fmt.Errorf("%s: %w", what, err))
+	}
+	if a.Callers == nil {
+		a.Callers = make(map[string]*Caller)
+	}
+	a.Callers[name] = caller
+	return nil
+}
+
 // UnmarshalCaddyfile sets up the transport from Caddyfile tokens. Syntax:
 //
 //	transport egress {
@@ -126,14 +215,22 @@ func (a *App) unmarshalCredential(d *caddyfile.Dispenser) error {
 //	    revoke_on_stop
 //	    keep_headers   <names...>
 //
+//	    grant <callers...> {
+//	        scopes  <scopes...>
+//	        allow   [<methods>] <paths...>
+//	        limit   <n>/s|<n>/m|<n>/h
+//	        reserve <n>%
+//	    }
+//
 //	    replay_buffer <size>
+//	    replay        all|idempotent|off
 //	    clients       <ranges...>|any
 //	    hosts         <names...>|any
 //	    origins       <origins...>
 //	    allow         [<methods>] <paths...>
 //	    api_hosts     <host[:port]...>
 //	    allow_http
-//	    respect_rate_limit
+//	    respect_rate_limit [<max>]
 //
 //	    # any other is one of transport http
 //	    <options of transport http...>
@@ -147,9 +244,10 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	credentialOptions := t.Credential.Options()
 	table := option.Join(t.RouteOptions.Options(), credentialOptions, option.Table{
 		"credential":   func(d *caddyfile.Dispenser) error { return option.String(d, &t.CredentialName) },
-		"scopes":       func(d *caddyfile.Dispenser) error { return option.Strings(d, &t.Scopes) },
+		"scopes":       stringsOf(&t.Scopes),
 		"provider":     t.unmarshalProvider,
-		"keep_headers": func(d *caddyfile.Dispenser) error { return option.Strings(d, &t.KeepHeaders) },
+		"keep_headers": stringsOf(&t.KeepHeaders),
+		"grant":        func(d *caddyfile.Dispenser) error { return unmarshalGrant(d, &t.Grants) },
 	})
 	rest := others{what: "transport egress", table: table, parse: new(reverseproxy.HTTPTransport).UnmarshalCaddyfile}
 	lines, err := option.Block(d, table, rest.add)

@@ -54,6 +54,9 @@ var goldenEnvironment = map[string]string{
 	"OAUTH2_CLIENT_SECRET":     "oauth2-value-of-the-secret",
 	"OAUTH2_TENANT":            "oauth2-tenant",
 	"OAUTH2_API_KEY":           "oauth2-value-of-the-key",
+	"CALLER_KEY":               "caller-value-of-the-key",
+	"CALLER_KEY_2":             "caller-value-of-the-second-key",
+	"CALLER_PREVIOUS_KEY":      "caller-value-of-the-key-before",
 }
 
 func TestGoldenCaddyfiles(t *testing.T) {
@@ -138,7 +141,11 @@ func TestCaddyfileDirectiveIsShorthand(t *testing.T) {
 	}
 }
 
-// The value of a secret given by a placeholder never gets into the config.
+// misplacedKey is a key in the Caddyfiles of errors.txt.
+const misplacedKey = "key-in-a-wrong-place"
+
+// The value of a secret given by a placeholder never gets into the config, and no
+// error quotes a key, wherever in the Caddyfile it is.
 func TestCaddyfileSecretsStayPlaceholders(t *testing.T) {
 	files := goldens(t)
 	prepareGoldens(t)
@@ -146,6 +153,9 @@ func TestCaddyfileSecretsStayPlaceholders(t *testing.T) {
 		config, err := adaptCaddyfile(t, g.caddyfile)
 		if err != nil {
 			config = []byte(err.Error())
+			if bytes.Contains(config, []byte(misplacedKey)) {
+				t.Errorf("%s: the error quotes a key: %s", g.name, config)
+			}
 		}
 		for _, value := range goldenEnvironment {
 			if bytes.Contains(config, []byte(value)) {
@@ -200,6 +210,12 @@ func TestCaddyfileSecretInConfigIsWarnedAbout(t *testing.T) {
 			header X-Tenant plain
 			header X-Auth-Token {env.OAUTH2_API_KEY}
 		}
+		caller shop {
+			key {env.CALLER_KEY} literal-of-the-previous-key
+		}
+		caller nightly {
+			key literal-of-nightly-job
+		}
 	}
 }
 `)
@@ -218,15 +234,16 @@ func TestCaddyfileSecretInConfigIsWarnedAbout(t *testing.T) {
 	}
 	var got []string
 	for line := range bytes.Lines(content) {
-		var entry struct{ Level, Msg, Credential, Option string }
+		var entry struct{ Level, Msg, Credential, Caller, Option string }
 		if err := json.Unmarshal(line, &entry); err != nil {
 			t.Fatal(err)
 		}
 		if strings.HasPrefix(entry.Msg, "a secret is written in the config itself") && entry.Level == "warn" {
-			got = append(got, entry.Credential+" "+entry.Option)
+			got = append(got, entry.Credential+entry.Caller+" "+entry.Option)
 		}
 	}
-	want := []string{"any client_secret", "any header X-Api-Key", "any param client_assertion", "keys app_token", "plain client_secret"}
+	slices.Sort(got)
+	want := []string{"any client_secret", "any header X-Api-Key", "any param client_assertion", "keys app_token", "nightly key", "plain client_secret", "shop key"}
 	if !slices.Equal(got, want) {
 		t.Errorf("warnings about %q, want %q\n%s", got, want, content)
 	}

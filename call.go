@@ -4,46 +4,66 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
 	"net/url"
 	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-egress/caddy-egress/internal/replaybody"
 	"github.com/caddy-egress/caddy-egress/tokensource"
 )
 
-const (
-	// maxUnauthorized and discardTimeout bound what is read of a 401 that is not
-	// passed on, for the sake of its connection.
-	maxUnauthorized = 64 << 10
-	discardTimeout  = time.Second
-)
-
 // call is one request on its way to the API.
 type call struct {
 	*Transport
-	req     *http.Request
-	probe   bool    // an active health check, not a client's request
-	report  *report // nil for a probe
-	token   *tokensource.Token
-	body    *replaybody.Body // nil: the request has none
-	outcome outcome
-	wait    time.Duration // how long it waited for a token
+	req    *http.Request
+	probe  bool            // an active health check, not a client's request
+	repl   *caddy.Replacer // nil for a probe, as is the next
+	report *report
+	visit
+	credential *activeCredential // whose tokens it is sent with
+	token      *tokensource.Token
+	before     *tokensource.Token // the one that was rejected, after a replay
+	done       func()             // the request no longer carries token
+	attempt    *attempt           // the last that was sent; before that, one to use or nil
+	body       *replaybody.Body   // nil: the request has none
+	outcome    outcome
+	wait       time.Duration // how long it waited for a token
+}
+
+// attempt is a request as it is sent, and what its answer needs, in one allocation.
+type attempt struct {
+	used    bool
+	request http.Request
+	url     url.URL
+	answer  answerStorage
 }
 
 // do answers the request: as the API does, or as the gateway has to.
 func (c *call) do() (*http.Response, error) {
 	if !c.probe {
-		c.report = reportOf(c.req)
+		c.repl, _ = c.req.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+		c.report, c.attempt = reportOf(c.req)
+		c.headers.dropKeys(c.req.Header)
 	}
 
 	// first, refuse what is not permitted, before a token is touched; health
 	// probes are the operator's own requests, so only where they go is judged
 	if !c.probe {
-		if r := c.guard.check(c.req); r != nil {
+		if r := sent.checkLoop(c.repl); r != nil {
+			return c.refuse(r)
+		}
+		var r *refusal
+		c.visit, r = c.guard.check(c.req, c.repl)
+		if c.granted != nil {
+			c.credential = c.granted.credential
+		}
+		if r != nil {
 			return c.refuse(r)
 		}
 	}
@@ -51,9 +71,19 @@ func (c *call) do() (*http.Response, error) {
 		return c.refuse(r)
 	}
 
+	// keep a client from stalling more and more connections to the API
+	if c.hasBody() && c.app.memory.Stalled(c.client()) {
+		return c.refuse(uploadsRefusal())
+	}
+
+	// leave other callers what is theirs
+	if r := c.checkShare(); r != nil {
+		return c.refuse(r)
+	}
+
 	// leave an API alone that has asked for it
-	if c.RespectRateLimit {
-		if left := c.credential.metrics.limitedFor(); left > 0 {
+	if most := time.Duration(c.RespectRateLimit); most > 0 {
+		if left := c.credential.rateLimit.limitedFor(most); left > 0 {
 			return c.refuse(rateLimitRefusal(left))
 		}
 	}
@@ -65,23 +95,64 @@ func (c *call) do() (*http.Response, error) {
 
 	// send the request, and keep its body in case it has to be sent again
 	c.keepBody()
+	loops := sent.loops.Load()
 	resp, err := c.send(c.body.First())
 	if err == nil && c.rejected(resp) {
 		resp, err = c.replay(resp)
 	} else {
 		c.body.Release()
-		if err == nil {
-			c.credential.source.Accepted(c.token, false)
+		if err == nil && c.credential.source.HoldsBack() && resp.StatusCode != http.StatusUnauthorized {
+			c.credential.source.Accepted(c.sender(), resp.StatusCode)
 		}
+	}
+
+	// where the API is the gateway itself, say so in its own name
+	if err == nil && !c.probe && sent.cameBack(resp, loops) {
+		_ = resp.Body.Close()
+		return c.refuse(loopRefusal())
 	}
 
 	// finally, note what became of it
 	c.count()
+	tokens := c.sentTokens()
 	if err != nil {
-		return nil, err
+		return nil, tokens.redactError(err)
 	}
-	c.credential.metrics.answered(resp, c.api)
-	return cleanAnswer(resp), nil
+	c.credential.rateLimit.answered(resp, c.api, c.credential.metrics)
+	cleanAnswer(resp, tokens, &c.attempt.answer)
+	if !c.probe {
+		c.guard.cors.expose(resp.Header, c.repl, true)
+	}
+	return resp, nil
+}
+
+// client returns who is charged with what the request costs: the caller, where one
+// is known.
+func (c *call) client() string {
+	if c.caller != nil {
+		return c.caller.client
+	}
+	return clientOf(c.req)
+}
+
+// checkShare refuses a request that is beyond what its grant leaves to the caller.
+func (c *call) checkShare() *refusal {
+	if c.granted == nil {
+		return nil
+	}
+	if reserve := c.granted.reserve; reserve > 0 {
+		if wait := c.credential.quota.reserved(reserve); wait > 0 {
+			return reserveRefusal(c.caller.name, wait)
+		}
+	}
+	// one that reverse_proxy tries again is one request of the caller's
+	if limit := c.granted.limit; limit != nil && limit != c.report.charged {
+		if wait := limit.take(); wait > 0 {
+			return limitRefusal(c.caller.name, wait)
+		}
+		c.report.charged = limit
+	}
+	return nil
 }
 
 // obtainToken takes the live token, or waits for one.
@@ -91,13 +162,30 @@ func (c *call) obtainToken() (err error) {
 			return err
 		}
 	}
-	if c.token = c.credential.source.Live(); c.token != nil {
+	if c.carry(c.credential.source.Live()) {
 		return nil
 	}
 	start := time.Now()
-	c.token, err = c.credential.source.Token(c.req.Context())
+	for err == nil {
+		var token *tokensource.Token
+		if token, err = c.credential.source.Token(c.req.Context()); c.carry(token) {
+			break
+		}
+	}
 	c.wait = time.Since(start)
 	return err
+}
+
+// carry has the request carry token, and reports whether it may.
+func (c *call) carry(token *tokensource.Token) bool {
+	if token == nil {
+		return false
+	}
+	done, ok := c.credential.source.InUse(token)
+	if ok {
+		c.token, c.done = token, done
+	}
+	return ok
 }
 
 // withoutToken answers a request that no token can be had for.
@@ -113,38 +201,65 @@ func (c *call) withoutToken(err error) (*http.Response, error) {
 	return nil, err
 }
 
+func (c *call) hasBody() bool { return c.req.Body != nil && c.req.Body != http.NoBody }
+
 // keepBody prepares the request's body for being sent a second time.
 func (c *call) keepBody() {
-	if c.req.Body == nil || c.req.Body == http.NoBody {
+	if !c.hasBody() {
 		return
 	}
-	headers, trailer := &c.Transport.headers, c.req.Trailer // not c, so that it stays on the stack
-	c.body = replaybody.New(c.req.Body, c.req.ContentLength, c.replayBuffer(), c.app.memory, func() {
-		headers.strip(trailer) // the end of the body has filled them in
+	var limit int64
+	if c.replays(c.req.Method) {
+		limit = c.replayBuffer()
+	}
+	trailer := c.req.Trailer // not c, so that it stays on the stack
+	c.body = replaybody.New(c.req.Body, c.req.ContentLength, limit, c.client(), c.app.memory, func() {
+		stripTrailers(trailer) // the end of the body has filled them in
 	})
 }
 
 // send sends the request with the token and body, which may be nil.
 func (c *call) send(body io.ReadCloser) (*http.Response, error) {
-	done := c.credential.source.InUse(c.token)
-	defer done()
-	return c.upstream.RoundTrip(c.outgoing(body))
+	defer c.done()
+	if c.credential.lastSent.Load() != c.token {
+		sent.add(c.token)
+		c.credential.lastSent.Store(c.token)
+	}
+	c.cleanInformational()
+	out := c.outgoing(body)
+	counts := c.credential.quota.send()
+	resp, err := c.upstream.RoundTrip(out)
+	switch {
+	case !counts:
+	case err != nil:
+		c.credential.quota.unanswered()
+	default:
+		c.credential.quota.answered(resp, c.api)
+	}
+	if err == nil && resp.StatusCode == http.StatusSwitchingProtocols && out.Header["Upgrade"] == nil {
+		_ = resp.Body.Close() // reverse_proxy would take the client's offer, which was not sent, for the reason
+		return nil, errUnaskedUpgrade
+	}
+	return resp, err
 }
+
+var errUnaskedUpgrade = errors.New("the API has switched protocols unasked")
 
 // outgoing returns the request as it is sent: a copy with headers and a URL of
 // its own. What others did to the headers is over by now, so nothing can bring
 // back what must not reach the API.
 func (c *call) outgoing(body io.ReadCloser) *http.Request {
-	out := new(struct {
-		request http.Request
-		url     url.URL
-	})
+	if c.attempt == nil || c.attempt.used {
+		c.attempt = new(attempt)
+	}
+	out := c.attempt
+	out.used = true
 	out.request = *c.req
 	out.url = *c.req.URL
 	r := &out.request
 	r.URL = &out.url
 	r.Header = c.headers.outgoing(c.req.Header, c.token.Authorization())
-	c.headers.strip(r.Trailer)
+	stripTrailers(r.Trailer)
 	switch {
 	case r.Host != "" && c.headers.keepsHost(): // header_up may have set it
 	case c.probe && r.Host != "" && r.Host != r.URL.Host: // health_headers have set it
@@ -157,64 +272,29 @@ func (c *call) outgoing(body io.ReadCloser) *http.Request {
 	return r
 }
 
-// rejected reports whether the API has rejected the token.
-func (c *call) rejected(resp *http.Response) bool {
-	return resp.StatusCode == http.StatusUnauthorized && !insufficientScope(resp)
+// cleanInformational has informational answers (1xx) to the next attempt cleaned
+// before reverse_proxy passes them on, which it does from a trace that it makes
+// for this one call. After a replay both tokens are looked for, one after the
+// other.
+func (c *call) cleanInformational() {
+	trace := httptrace.ContextClientTrace(c.req.Context())
+	if trace == nil || trace.Got1xxResponse == nil {
+		return
+	}
+	passOn, token := trace.Got1xxResponse, c.token // not c, so that it stays on the stack
+	trace.Got1xxResponse = func(code int, header textproto.MIMEHeader) error {
+		cleanHeader(http.Header(header), sentTokens{token.Value.Reveal()})
+		return passOn(code, header)
+	}
 }
 
-// replay answers a request whose token was rejected: with what the API says to a
-// second one with a fresh token, or, where there cannot be one, with that 401.
-func (c *call) replay(unauthorized *http.Response) (*http.Response, error) {
-	result, second := c.prepareReplay()
-	if result != "" {
-		c.body.Release()
-		c.credential.metrics.unauthorized(result)
-		return unauthorized, nil
+// sentTokens returns the tokens that the request was sent with.
+func (c *call) sentTokens() sentTokens {
+	tokens := sentTokens{c.token.Value.Reveal()}
+	if c.before != nil {
+		tokens[1] = c.before.Value.Reveal()
 	}
-	go discard(unauthorized.Body)
-
-	c.outcome = outcomeReplayed
-	resp, err := c.send(second)
-	if err != nil {
-		return nil, err
-	}
-	result = unauthorizedReplayed401
-	switch {
-	case resp.StatusCode != http.StatusUnauthorized:
-		result = unauthorizedReplayedOK
-		c.credential.source.Accepted(c.token, true)
-	case c.rejected(resp):
-		c.credential.source.Rejected(c.token, true)
-	}
-	c.credential.metrics.unauthorized(result)
-	return resp, nil
-}
-
-// prepareReplay gets a fresh token and the body of the second request. Where
-// that is not possible, result says why.
-func (c *call) prepareReplay() (result string, second io.ReadCloser) {
-	fresh := c.credential.source.Rejected(c.token, false)
-	if fresh == nil {
-		return unauthorizedHeldBack, nil
-	}
-	if fresh.First {
-		go c.app.emit(eventTokenRejected, c.credential.source, nil) // not at the cost of the request
-	}
-	if !c.body.Replayable() {
-		return unauthorizedNotReplayable, nil
-	}
-	start := time.Now()
-	token, err := fresh.Token(c.req.Context())
-	c.wait += time.Since(start)
-	if err != nil {
-		return unauthorizedNotReplayable, nil
-	}
-	second, ok := c.body.Again(c.req.Context())
-	if !ok {
-		return unauthorizedNotReplayable, nil
-	}
-	c.token = token
-	return "", second
+	return tokens
 }
 
 // refuse answers the request as the gateway itself.
@@ -225,15 +305,29 @@ func (c *call) refuse(r *refusal) (*http.Response, error) {
 	if r.logged() {
 		c.logRefusal(r)
 	}
-	return r.answer(c.req, c.api.Error), nil
+	resp := r.answer(c.req, c.api.Error)
+	if !c.probe {
+		c.guard.cors.expose(resp.Header, c.repl, false)
+		if r.outcome == outcomePreflight {
+			c.guard.cors.allowPreflight(resp.Header, c.repl)
+		}
+	}
+	return resp, nil
 }
 
-// logRefusal logs one refusal of a kind a second, with the number of those that
+// logRefusal logs one refusal of a kind and caller a second, with the number of those that
 // were left out before it: whoever is refused can send as many as they like.
 func (c *call) logRefusal(r *refusal) {
-	leftOut, ok := c.credential.metrics.refusals[r.outcome].next(time.Now())
+	leftOut, ok := c.credential.metrics.refusal(c.caller, r.outcome).next(time.Now())
 	if !ok {
 		return
+	}
+	caller := ""
+	if c.caller != nil {
+		caller = c.caller.name
+	}
+	if c.guard.callers != nil {
+		go c.app.emit(eventCallerRefused, c.credential.source, map[string]any{"caller": caller, "outcome": r.outcome.String()})
 	}
 	if e := c.logger.Check(zap.WarnLevel, "refused a request"); e != nil {
 		key := r.key
@@ -243,6 +337,9 @@ func (c *call) logRefusal(r *refusal) {
 		fields := []zap.Field{
 			zap.String("credential", c.credential.name()), zap.String("outcome", key),
 			zap.String("reason", r.message+r.detail), zap.String("remote_addr", c.req.RemoteAddr),
+		}
+		if caller != "" {
+			fields = append(fields, zap.String("caller", caller))
 		}
 		if leftOut > 0 {
 			fields = append(fields, zap.Int64("left_out", leftOut))
@@ -257,7 +354,11 @@ func (c *call) count() {
 		return
 	}
 	c.credential.metrics.request(c.outcome, c.wait)
-	*c.report = report{c.credential.name(), c.outcome, c.wait}
+	*c.report = report{credential: c.credential.name(), outcome: c.outcome, wait: c.wait, charged: c.report.charged}
+	if c.caller != nil {
+		c.report.caller = c.caller.name
+		c.credential.metrics.callerRequest(c.caller, c.outcome)
+	}
 }
 
 // isProbe reports whether req is an active health check, not a client's request.
@@ -269,13 +370,4 @@ func closeBody(req *http.Request) {
 	if req.Body != nil {
 		_ = req.Body.Close()
 	}
-}
-
-// discard reads what is left of a 401 that nobody will see, so that its
-// connection can be used again; not for long, and not much of it.
-func discard(body io.ReadCloser) {
-	timer := time.AfterFunc(discardTimeout, func() { _ = body.Close() })
-	defer timer.Stop()
-	_, _ = io.CopyN(io.Discard, body, maxUnauthorized)
-	_ = body.Close()
 }

@@ -108,8 +108,10 @@ func newAPI(t *testing.T, answer func(int, *http.Request) (*http.Response, error
 	core, logs := observer.New(zapcore.DebugLevel)
 	a := &api{Transport: benchTransport(t), provider: new(numbered), logs: logs, answer: answer}
 	a.Transport.credential = &activeCredential{
-		source:  tokensource.New(tokensource.Options{Name: t.Name(), Provider: a.provider, State: tokensource.NewState(), Logger: zap.NewNop()}),
-		metrics: newCredentialMetrics(t.Name(), "test"),
+		source:    tokensource.New(tokensource.Options{Name: t.Name(), Provider: a.provider, State: tokensource.NewState(), Logger: zap.NewNop()}),
+		metrics:   newCredentialMetrics(t.Name(), "test"),
+		rateLimit: newRateLimit(),
+		quota:     new(quota),
 	}
 	a.Transport.api.Error = func(status int, key, message string) (string, []byte) {
 		return "text/plain", fmt.Append(nil, status, " ", key, ": ", message)
@@ -538,12 +540,12 @@ func TestReplayMemoryIsGivenBack(t *testing.T) {
 			}
 			return answer(n, req)
 		}
-		// enough for one body: a second one is kept only if the first was given up
-		a.app.memory = replaybody.NewMemory(32 << 10)
+		// enough for one body of a client: a second one is kept only if the first was given up
+		a.app.memory = replaybody.NewMemory(4 << 10)
 		for range 2 {
 			_, _ = a.Transport.RoundTrip(benchRequest("body"))
 		}
-		probe := replaybody.New(io.NopCloser(strings.NewReader("x")), 1, 1<<20, a.app.memory, func() {})
+		probe := replaybody.New(io.NopCloser(strings.NewReader("x")), 1, 1<<20, "127.0.0.1", a.app.memory, func() {})
 		_, _ = io.ReadAll(probe.First())
 		if !probe.Replayable() {
 			t.Errorf("%s: the memory is still taken", name)

@@ -2,6 +2,7 @@ package egress
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,7 +17,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/caddyserver/caddy/v2"
-	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 	"github.com/caddy-egress/caddy-egress/tokensource"
@@ -36,24 +36,19 @@ and no other app. What can be revoked is revoked afterwards; a server that hands
 out one token again and again would thereby end that of a running gateway.
 
 Exits with status 1 if a credential gets no token.`,
-		SilenceUsage: true,
 	}
-	config := cmd.Flags().StringP("config", "c", "", "Configuration file")
-	adapter := cmd.Flags().StringP("adapter", "a", "", "Name of config adapter to apply")
-	asJSON := cmd.Flags().Bool("json", false, "Print JSON instead of a table")
+	var flags configFlags
+	flags.register(cmd)
 	cmd.RunE = func(cmd *cobra.Command, names []string) error {
-		adapted, file, _, err := caddycmd.LoadConfig(*config, *adapter)
+		adapted, err := flags.load()
 		if err != nil {
 			return err
-		}
-		if file == "" {
-			return errors.New("no config file; name one with --config")
 		}
 		results, err := check(cmd.Context(), adapted, names)
 		if err != nil {
 			return err
 		}
-		if *asJSON {
+		if flags.json {
 			err = json.NewEncoder(cmd.OutOrStdout()).Encode(results)
 		} else {
 			err = writeChecks(cmd.OutOrStdout(), results)
@@ -111,19 +106,12 @@ type foundCredential struct {
 }
 
 // credentialsOf finds the credentials of a config: those with a name, those
-// that routes hold inline, and those of routes with scopes of their own.
+// that routes hold inline, and those of routes and grants with scopes of their
+// own. One that routes share is found once.
 func credentialsOf(config []byte) ([]foundCredential, error) {
-	var parsed struct {
-		Apps map[string]json.RawMessage `json:"apps"`
-	}
-	if err := json.Unmarshal(config, &parsed); err != nil {
-		return nil, fmt.Errorf("reading the config: %w", err)
-	}
-	var app App
-	if raw, ok := parsed.Apps["egress"]; ok {
-		if err := json.Unmarshal(raw, &app); err != nil {
-			return nil, fmt.Errorf("reading the egress app: %w", err)
-		}
+	app, routes, err := routesOf(config)
+	if err != nil {
+		return nil, err
 	}
 	var found []foundCredential
 	for _, name := range slices.Sorted(maps.Keys(app.Credentials)) {
@@ -133,72 +121,65 @@ func credentialsOf(config []byte) ([]foundCredential, error) {
 		}
 		found = append(found, c)
 	}
-	seen := make(map[string]bool)
-	for _, name := range slices.Sorted(maps.Keys(parsed.Apps)) {
-		if name == "egress" {
+	for _, route := range routes {
+		var t configTransport
+		if err := json.Unmarshal(route.transport, &t); err != nil {
+			return nil, fmt.Errorf("reading an egress transport: %w", err)
+		}
+		if credential, ok := app.Credentials[t.CredentialName]; ok && credential != nil {
+			t.Credential = *credential
+		} else if t.CredentialName != "" { // loading says what is wrong
 			continue
 		}
-		err := transportsIn(parsed.Apps[name], func(raw json.RawMessage) error {
-			var t struct {
-				Name string `json:"credential"`
-				Credential
-				Scopes    []string `json:"scopes"`
-				AllowHTTP bool     `json:"allow_http"`
+		for _, scopes := range t.scopesInUse() {
+			used := foundCredential{name: t.CredentialName, Credential: t.Credential, scopes: scopes, allowHTTP: t.AllowHTTP || app.AllowHTTP}
+			if i := slices.IndexFunc(found, used.same); i < 0 {
+				found = append(found, used)
 			}
-			if err := json.Unmarshal(raw, &t); err != nil {
-				return fmt.Errorf("reading an egress transport: %w", err)
+			for i, c := range found { // of a credential that no route uses, others decide
+				if c.same(used) || c.name != "" && c.name == used.name && c.scopes == nil {
+					found[i].allowHTTP = c.allowHTTP || used.allowHTTP
+				}
 			}
-			t.AllowHTTP = t.AllowHTTP || app.AllowHTTP
-			if i := slices.IndexFunc(found, func(c foundCredential) bool { return t.Name != "" && c.name == t.Name }); i >= 0 {
-				found[i].allowHTTP = found[i].allowHTTP || t.AllowHTTP
-			}
-			key := t.Name + string(t.ProviderRaw) + strings.Join(t.Scopes, " ")
-			if seen[key] || t.Name != "" && t.Scopes == nil {
-				return nil
-			}
-			seen[key] = true
-			if t.Name == "" {
-				found = append(found, foundCredential{Credential: t.Credential, allowHTTP: t.AllowHTTP})
-			} else if credential := app.Credentials[t.Name]; credential != nil {
-				found = append(found, foundCredential{name: t.Name, Credential: *credential, scopes: t.Scopes, allowHTTP: t.AllowHTTP})
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, err
 		}
 	}
 	return found, nil
 }
 
-// transportsIn calls f with each egress transport in raw, in order.
-func transportsIn(raw json.RawMessage, f func(json.RawMessage) error) error {
-	switch trimmed := bytes.TrimSpace(raw); {
-	case bytes.HasPrefix(trimmed, []byte("{")):
-		var object map[string]json.RawMessage
-		if err := json.Unmarshal(raw, &object); err != nil {
-			return err
-		}
-		if string(object["protocol"]) == `"egress"` {
-			return f(raw)
-		}
-		for _, name := range slices.Sorted(maps.Keys(object)) {
-			if err := transportsIn(object[name], f); err != nil {
-				return err
-			}
-		}
-	case bytes.HasPrefix(trimmed, []byte("[")):
-		var array []json.RawMessage
-		if err := json.Unmarshal(raw, &array); err != nil {
-			return err
-		}
-		for _, element := range array {
-			if err := transportsIn(element, f); err != nil {
-				return err
-			}
-		}
+// scopesInUse returns the scopes of the tokens that a route sends; nil stands for
+// those of its credential.
+func (t *configTransport) scopesInUse() [][]string {
+	if t.Grants == nil {
+		return [][]string{t.Scopes}
 	}
-	return nil
+	var all [][]string
+	for _, g := range t.Grants {
+		all = append(all, effectiveScopes(g, t.Scopes))
+	}
+	return all
+}
+
+// same reports whether both get the same token, under the same name.
+func (c foundCredential) same(other foundCredential) bool {
+	if c.name != other.name || c.name == "" && !bytes.Equal(c.ProviderRaw, other.ProviderRaw) {
+		return false
+	}
+	name, scopes := c.token()
+	otherName, otherScopes := other.token()
+	return name == otherName && sameSet(scopes, otherScopes)
+}
+
+// token returns the name of the token, as far as it can be told from the config,
+// and the scopes that are asked for.
+func (c foundCredential) token() (name string, scopes []string) {
+	provider, err := unprovisioned(c.ProviderRaw)
+	if err == nil {
+		name, scopes, err = tokenOf(c.name, provider, c.scopes)
+	}
+	if err != nil { // check says so
+		return c.name, c.scopes
+	}
+	return name, scopes
 }
 
 // check obtains a token.
@@ -220,8 +201,12 @@ func (c foundCredential) check(ctx context.Context) checkResult {
 	caddyCtx, cancel := caddy.NewContext(caddy.Context{Context: ctx})
 	defer cancel()
 	provider, err := c.load(caddyCtx)
-	if err == nil && c.scopes != nil {
-		provider, err = provider.WithScopes(c.scopes)
+	if err == nil {
+		result.Credential = cmp.Or(c.name, inlineName(provider))
+		var name string
+		if name, provider, err = withScopes(result.Credential, provider, c.scopes); err == nil {
+			result.Credential = name
+		}
 	}
 	if err == nil && !c.allowHTTP {
 		err = checkEndpoints(provider) // what loading refuses gets no secret here
@@ -231,12 +216,6 @@ func (c foundCredential) check(ctx context.Context) checkResult {
 	}
 	grant := provider.Grant()
 	result.Endpoint = grant.TokenURL
-	switch {
-	case c.name == "":
-		result.Credential = inlineName(provider)
-	case c.scopes != nil:
-		result.Credential = scopedName(c.name, provider)
-	}
 	client, err := tokenClient(c.TokenCA)
 	if err != nil {
 		return fail(misconfigured, err, mend)

@@ -1,6 +1,8 @@
 package egress
 
 import (
+	"crypto/rand"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,15 +25,16 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "egress",
-		Usage: "check|status|refresh|revoke|introspect",
-		Short: "Checks credentials, and tells how tokens are doing",
+		Usage: "access|check|key|status|refresh|revoke|introspect",
+		Short: "Checks credentials and access, and tells how tokens are doing",
 		Long: `
-Checks the credentials of a config without starting a server, and asks a running
-Caddy how its tokens are doing or has it act on them.
+Checks the credentials of a config and tells who may do what by it, without
+starting a server; and asks a running Caddy how its tokens are doing or has it act
+on them.
 
-No command shows a secret or a token.`,
+No command shows a secret or a token of a config. key makes a new key.`,
 		CobraFunc: func(cmd *cobra.Command) {
-			cmd.AddCommand(checkCommand(), statusCommand())
+			cmd.AddCommand(accessCommand(), checkCommand(), keyCommand(), statusCommand())
 			cmd.AddCommand(
 				actionCommand("refresh", "Replaces the token of a credential now"),
 				actionCommand("revoke", "Revokes the token of a credential; another is obtained at once"),
@@ -39,6 +42,60 @@ No command shows a secret or a token.`,
 			)
 		},
 	})
+}
+
+// configFlags are those of commands that read a config, and need no running Caddy.
+type configFlags struct {
+	config, adapter string
+	json            bool
+}
+
+func (f *configFlags) register(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&f.config, "config", "c", "", "Configuration file")
+	cmd.Flags().StringVarP(&f.adapter, "adapter", "a", "", "Name of config adapter to apply")
+	cmd.Flags().BoolVar(&f.json, "json", false, "Print JSON instead of a table")
+	cmd.SilenceUsage = true
+}
+
+// load returns the config as JSON.
+func (f *configFlags) load() ([]byte, error) {
+	adapted, file, _, err := caddycmd.LoadConfig(f.config, f.adapter)
+	if err == nil && file == "" {
+		err = errors.New("no config file; name one with --config")
+	}
+	return adapted, err
+}
+
+// newKeySize is the number of random bytes in a new key.
+const newKeySize = 32
+
+func keyCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "key",
+		Short: "Makes a key for a caller",
+		Long: `
+Prints a new random key for a caller, of 256 bits, and keeps it nowhere. Write it
+to a file that only the gateway may read, which the config names, and give it to
+the application as a secret:
+
+	(umask 077; caddy egress key > /run/secrets/callers/web-shop)
+
+	caller web-shop {
+		key {file./run/secrets/callers/web-shop}
+	}
+
+The application sends it where it would send a credential of the API: as
+Authorization: Bearer, as the password of Basic, in X-Api-Key, or in the header in
+which the API's SDK sends its own.`,
+		Args:         cobra.NoArgs,
+		SilenceUsage: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			key := make([]byte, newKeySize)
+			_, _ = rand.Read(key) // never fails
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), base64.RawURLEncoding.EncodeToString(key))
+			return err
+		},
+	}
 }
 
 func dash(s string) string {
@@ -116,11 +173,31 @@ func writeStatus(w io.Writer, all []CredentialStatus, now time.Time) error {
 		return err
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "CREDENTIAL\tPROVIDER\tSTATE\tEXPIRES\tDETAILS")
-	for _, c := range all {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", c.Credential, c.Provider, c.State, until(c.Expires, now), c.details(now))
+	store := all[0].Store
+	from := func(text string) string { // a column of its own where tokens are shared
+		if store == nil {
+			return ""
+		}
+		return text + "\t"
 	}
-	return table.Flush()
+	fmt.Fprintf(table, "CREDENTIAL\tPROVIDER\tSTATE\tEXPIRES\t%sDETAILS\n", from("FROM"))
+	for _, c := range all {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s%s\n", c.Credential, c.Provider, c.State, until(c.Expires, now), from(dash(c.TokenFrom)), c.details(now))
+	}
+	if err := table.Flush(); err != nil || store == nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "\nTokens are shared in %s: %s\n", store.Storage, store.details(now))
+	return err
+}
+
+// details says how the storage is doing, and since when.
+func (s *StoreStatus) details(now time.Time) string {
+	since := fmt.Sprintf("since %s (%s)", s.Since.Local().Format(time.TimeOnly), now.Sub(s.Since).Round(time.Second))
+	if s.State == storeOK {
+		return "ok " + since
+	}
+	return s.State + " " + since + ", each instance uses tokens of its own meanwhile; " + s.Error
 }
 
 // until says when at is, seen from now.

@@ -1,7 +1,6 @@
 package egress
 
 import (
-	"context"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -10,6 +9,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -18,6 +18,7 @@ import (
 
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 	"github.com/caddy-egress/caddy-egress/tokensource"
+	"github.com/caddy-egress/caddy-egress/tokenstore"
 )
 
 // Credential is how tokens are obtained: a provider, with the options of the
@@ -40,8 +41,10 @@ type Credential struct {
 
 	// Revokes the token once it is no longer used here: when Caddy stops, or a
 	// config without the credential is loaded, and no request carries the token
-	// any more, which is waited for 10 seconds, or 2 when Caddy stops. With
-	// Voucherify's OAuth v1, and oauth2 with a revocation_url.
+	// any more, which is waited for 10 seconds, or 2 when Caddy stops; then it is
+	// revoked all the same. A shared token is revoked if no other instance that has
+	// this option uses it. With Voucherify's OAuth v1, and oauth2 with a
+	// revocation_url.
 	// Default: the token is left to expire.
 	RevokeOnStop bool `json:"revoke_on_stop,omitempty"`
 }
@@ -117,9 +120,14 @@ func scopedName(credential string, provider tokenprovider.Provider) string {
 type activeCredential struct {
 	source      *tokensource.Source
 	metrics     *credentialMetrics
+	rateLimit   *rateLimit
+	quota       *quota
+	lastSent    atomic.Pointer[tokensource.Token]
+	sends       bool // routes send its tokens, which are fetched before they are needed
 	identity    string
-	fingerprint [32]byte   // of the secrets
-	options     Credential // the provider aside
+	fingerprint [32]byte          // of the secrets
+	options     Credential        // the provider aside
+	store       *tokenstore.Store // nil: the token is not shared
 }
 
 // name returns the credential's name.
@@ -127,13 +135,21 @@ func (c *activeCredential) name() string { return c.source.Name() }
 
 // Credentials in use outlive a config: what is pooled here survives reloads.
 var (
-	// states are the tokens in use, by identity of the credential and fingerprint
-	// of its secrets: a config with a wrong secret never gets the token of the
-	// right one.
+	// states are the tokens in use, by identity of the credential. Its secrets are
+	// not part of that: a token stays in use while another secret has not brought
+	// one.
 	states = caddy.NewUsagePool()
 
 	// metricsPool has what is measured, by name of the credential and provider.
 	metricsPool = caddy.NewUsagePool()
+
+	// rateLimits are what APIs have said of their rate limits, by identity of the
+	// credential.
+	rateLimits = caddy.NewUsagePool()
+
+	// quotas are what is left of APIs' quotas, by identity of the credential without
+	// its scopes.
+	quotas = caddy.NewUsagePool()
 
 	// endpoints bound the token requests of all credentials to one token
 	// endpoint, by its URL.
@@ -141,18 +157,12 @@ var (
 )
 
 // acquireState returns the state of a credential, and what gives it up.
-func acquireState(name, identity string, fingerprint [32]byte) (*tokensource.State, func() error, error) {
-	key := identity + string(fingerprint[:])
-	state, _, err := states.LoadOrNew(key, func() (caddy.Destructor, error) {
-		return pooledState{tokensource.NewState(), name}, nil
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	return state.(pooledState).State, func() error {
-		_, err := states.Delete(key)
+func acquireState(name, identity string) (*tokensource.State, func() error) {
+	pooled, _ := states.LoadOrStore(identity, pooledState{tokensource.NewState(), name})
+	return pooled.(pooledState).State, func() error {
+		_, err := states.Delete(identity)
 		return err
-	}, nil
+	}
 }
 
 // acquireMetrics returns what is measured of a credential, and what gives it up.
@@ -161,6 +171,28 @@ func acquireMetrics(name, provider string) (*credentialMetrics, func() error) {
 	pooled, _ := metricsPool.LoadOrStore(key, newCredentialMetrics(name, provider))
 	return pooled.(*credentialMetrics), func() error {
 		_, err := metricsPool.Delete(key)
+		return err
+	}
+}
+
+// acquireRateLimit returns what is known of the rate limit of a credential, and
+// what gives it up.
+func acquireRateLimit(identity string) (*rateLimit, func() error) {
+	pooled, _ := rateLimits.LoadOrStore(identity, newRateLimit())
+	return pooled.(*rateLimit), func() error {
+		_, err := rateLimits.Delete(identity)
+		return err
+	}
+}
+
+// acquireQuota returns what is left of the quota of a client of an API, whatever
+// the scopes of its tokens, and what gives it up.
+func acquireQuota(grant tokenprovider.Grant) (*quota, func() error) {
+	grant.Scopes = nil
+	identity := grant.Identity()
+	pooled, _ := quotas.LoadOrStore(identity, new(quota))
+	return pooled.(*quota), func() error {
+		_, err := quotas.Delete(identity)
 		return err
 	}
 }
@@ -181,7 +213,8 @@ type pooledState struct {
 	name string // of the credential that it was made for
 }
 
-// How long the end of a credential waits for its token to be revoked.
+// How long the end of a credential waits for requests that carry its token, and
+// then for the token to be revoked.
 const (
 	retireTimeout     = 10 * time.Second
 	retireTimeoutExit = 2 * time.Second
@@ -199,9 +232,7 @@ func (s pooledState) Destruct() error {
 }
 
 func (s pooledState) retire(timeout time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	if err := s.Retire(ctx); err != nil {
+	if err := s.Retire(timeout, timeout); err != nil {
 		// the config's logger is closed by now
 		caddy.Log().Named("egress").Warn("could not revoke the token; it is left to expire",
 			zap.String("credential", s.name), zap.Error(err))

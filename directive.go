@@ -31,14 +31,22 @@ import (
 //	    # with a credential
 //	    scopes <scopes...>
 //
+//	    grant <callers...> {
+//	        scopes  <scopes...>
+//	        allow   [<methods>] <paths...>
+//	        limit   <n>/s|<n>/m|<n>/h
+//	        reserve <n>%
+//	    }
+//
 //	    replay_buffer <size>
+//	    replay        all|idempotent|off
 //	    clients       <ranges...>|any
 //	    hosts         <names...>|any
 //	    origins       <origins...>
 //	    allow         [<methods>] <paths...>
 //	    api_hosts     <host[:port]...>
 //	    allow_http
-//	    respect_rate_limit
+//	    respect_rate_limit [<max>]
 //
 //	    # any other is one of reverse_proxy
 //	    <reverse_proxy's subdirectives...>
@@ -93,7 +101,7 @@ func (e *directive) readInline(h httpcaddyfile.Helper) error {
 	if err != nil {
 		return h.WrapErr(err)
 	}
-	more := option.Join(t.RouteOptions.Options(), t.Credential.Options())
+	more := option.Join(t.RouteOptions.Options(), t.Credential.Options(), e.grants(h, nil))
 	e.rest.table = option.Join(provider.Options(), more)
 	lines, err := option.ReadProvider(h.Dispenser, e.rest.what, provider, more, e.readOther)
 	if err != nil {
@@ -115,9 +123,7 @@ func (e *directive) readNamed(h httpcaddyfile.Helper) error {
 		return h.Errf("%s: unexpected argument %q; the api_url of a credential belongs where it is defined", e.rest.what, h.Val())
 	}
 	t.CredentialName = name
-	e.rest.table = option.Join(t.RouteOptions.Options(), option.Table{
-		"scopes": func(d *caddyfile.Dispenser) error { return option.Strings(d, &t.Scopes) },
-	})
+	e.rest.table = option.Join(t.RouteOptions.Options(), e.grants(h, provider), option.Table{"scopes": stringsOf(&t.Scopes)})
 	elsewhere := option.Join(provider.Options(), new(Credential).Options())
 	lines, err := option.Block(h.Dispenser, e.rest.table, func(d *caddyfile.Dispenser) error {
 		if _, ok := elsewhere[d.Val()]; ok {
@@ -137,9 +143,34 @@ func (e *directive) readNamed(h httpcaddyfile.Helper) error {
 	return lines.Wrap(t.RouteOptions.validate())
 }
 
+// grants returns the reader of grants. It refuses callers that the global option
+// does not define, and scopes that the provider, if it is given, cannot have.
+func (e *directive) grants(h httpcaddyfile.Helper, provider tokenprovider.Provider) option.Table {
+	return option.Table{"grant": func(d *caddyfile.Dispenser) error {
+		at := option.At(d)
+		if err := unmarshalGrant(d, &e.transport.Grants); err != nil {
+			return err
+		}
+		g := &e.transport.Grants[len(e.transport.Grants)-1]
+		app, err := configuredApp(h)
+		if err == nil {
+			err = app.checkCallers(g.Callers)
+		}
+		if err == nil && g.Scopes != nil && provider != nil {
+			_, err = provider.WithScopes(g.Scopes)
+		}
+		if err != nil {
+			return at.WrapErr(fmt.Errorf("%s: %w", g, err))
+		}
+		return nil
+	}}
+}
+
 // readOther notes a subdirective of reverse_proxy.
 func (e *directive) readOther(d *caddyfile.Dispenser) error {
 	switch d.Val() {
+	case "caller":
+		return d.Errf("%s: a caller is defined in the global option; a grant lends it the route", e.rest.what)
 	case "to":
 		e.hasUpstreams = true
 	case "transport":
@@ -196,14 +227,15 @@ func (e *directive) handler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler
 
 // namedProvider returns the provider of a credential in the global option.
 func namedProvider(h httpcaddyfile.Helper, name string) (providerModule, error) {
-	credentials, err := configuredProviders(h)
+	app, err := configuredApp(h)
 	if err != nil {
 		return nil, err
 	}
-	raw, ok := credentials[name]
+	credential, ok := app.Credentials[name]
 	if !ok {
-		return nil, unknownCredential(name, credentials)
+		return nil, unknownCredential(name, app.Credentials)
 	}
+	raw := credential.ProviderRaw
 	var module struct {
 		Name string `json:"name"`
 	}
@@ -217,27 +249,19 @@ func namedProvider(h httpcaddyfile.Helper, name string) (providerModule, error) 
 	return provider, json.Unmarshal(raw, provider)
 }
 
-// configuredProviders returns the providers of the credentials in the global
-// option, by credential. The app is decoded once for all routes.
-func configuredProviders(h httpcaddyfile.Helper) (map[string]json.RawMessage, error) {
-	const key = "egress_credentials"
-	if credentials, ok := h.State[key].(map[string]json.RawMessage); ok {
-		return credentials, nil
+// configuredApp returns the app of the global option, or an empty one. It is
+// decoded once for all routes.
+func configuredApp(h httpcaddyfile.Helper) (*App, error) {
+	const key = "egress_app"
+	if app, ok := h.State[key].(*App); ok {
+		return app, nil
 	}
-	var app struct {
-		Credentials map[string]struct {
-			Provider json.RawMessage `json:"provider"`
-		} `json:"credentials"`
-	}
+	app := new(App)
 	if configured, ok := h.Option("egress").(httpcaddyfile.App); ok {
-		if err := json.Unmarshal(configured.Value, &app); err != nil {
+		if err := json.Unmarshal(configured.Value, app); err != nil {
 			return nil, err
 		}
 	}
-	credentials := make(map[string]json.RawMessage, len(app.Credentials))
-	for name, credential := range app.Credentials {
-		credentials[name] = credential.Provider
-	}
-	h.State[key] = credentials
-	return credentials, nil
+	h.State[key] = app
+	return app, nil
 }

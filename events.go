@@ -19,10 +19,15 @@ const (
 	eventCredentialRefused  = "egress.credential_refused"   // as token_refresh_failed
 	eventTokenRejected      = "egress.token_rejected"       // the API said 401, and a fresh token is requested
 	eventTokenRevoked       = "egress.token_revoked"        // by the admin API
+	eventCallerRefused      = "egress.caller_refused"       // caller: empty for nobody known, outcome; one a second for each of both
 )
 
-// emitOutcome emits the event of a token request that has ended.
+// emitOutcome emits the event of a token request that has ended. Of a token that
+// another instance has obtained, that one emits it.
 func (a *App) emitOutcome(s *tokensource.Source, r tokensource.Outcome) {
+	if r.Shared {
+		return
+	}
 	if r.Err == nil {
 		a.emit(eventTokenObtained, s, map[string]any{"trigger": r.Trigger, "expires": r.Token.Expires})
 		return

@@ -1,18 +1,18 @@
 package egress
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-egress/caddy-egress/internal/apipath"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
@@ -27,10 +27,14 @@ import (
 type guard struct {
 	clients     clients
 	hosts       []string // nil: the default; lower case
-	origins     []string // lower case
+	cors        cors
 	allow       []Operation
 	denied      []string // path prefixes of the API's credential endpoints, lower case
 	ignoresCase bool     // the API reads paths without regard to case
+
+	callers *callers             // nil: nobody is known
+	keys    []string             // placeholders of the headers in which a key is looked for
+	granted map[*caller]*granted // nil: the route has no grants
 
 	// servedHost is the last Host that was let pass; most routes are called by
 	// one name.
@@ -38,8 +42,14 @@ type guard struct {
 }
 
 // newGuard returns the guard of a route to api.
-func newGuard(ctx caddy.Context, options RouteOptions, api tokenprovider.API) (*guard, error) {
-	g := &guard{denied: api.CredentialPaths, ignoresCase: api.IgnoresCase}
+func newGuard(ctx caddy.Context, options RouteOptions, api tokenprovider.API, known *callers) (*guard, error) {
+	g := &guard{
+		denied: api.CredentialPaths, ignoresCase: api.IgnoresCase, cors: newCORS(options, api),
+		callers: known,
+	}
+	for _, name := range known.keyHeaders(api) {
+		g.keys = append(g.keys, "http.request.header."+name)
+	}
 	var err error
 	if g.clients, err = parseClients(options.Clients); err != nil {
 		return nil, err
@@ -50,79 +60,111 @@ func newGuard(ctx caddy.Context, options RouteOptions, api tokenprovider.API) (*
 	for _, host := range options.Hosts {
 		g.hosts = append(g.hosts, hostOnly(host))
 	}
-	for _, origin := range options.Origins {
-		g.origins = append(g.origins, strings.ToLower(origin))
-	}
-	for _, operation := range options.Allow {
-		operation.Paths = slices.Clone(operation.Paths) // Provision changes it
-		if err := operation.Paths.Provision(ctx); err != nil {
-			return nil, err
-		}
-		g.allow = append(g.allow, operation)
+	if g.allow, err = provisionOperations(ctx, options.Allow); err != nil {
+		return nil, err
 	}
 	return g, nil
 }
 
-// check returns the refusal of a client's request, or nil if it may go out.
-func (g *guard) check(req *http.Request) *refusal {
+// provisionOperations returns operations that can be matched.
+func provisionOperations(ctx caddy.Context, operations []Operation) (provisioned []Operation, err error) {
+	for _, operation := range operations {
+		operation.Paths = slices.Clone(operation.Paths) // Provision changes it
+		if err := operation.Paths.Provision(ctx); err != nil {
+			return nil, err
+		}
+		provisioned = append(provisioned, operation)
+	}
+	return provisioned, nil
+}
+
+// visit is a client's request, as the guard has judged it.
+type visit struct {
+	caller  *caller  // nil: nobody known calls
+	granted *granted // nil: the route has no grants
+}
+
+// check judges a client's request. It returns who calls, and the refusal of the
+// request, or the answer to a preflight, or nil if it may go out.
+func (g *guard) check(req *http.Request, repl *caddy.Replacer) (v visit, _ *refusal) {
 	if r := g.checkForm(req); r != nil {
-		return r
+		return v, r
 	}
-	if r := g.checkClient(req); r != nil {
-		return r
-	}
-	repl, _ := req.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	if repl == nil {
-		return forbidden(outcomeHostNotAllowed, "the request does not come through an HTTP server of Caddy", "")
+		return v, forbidden(outcomeHostNotAllowed, "the request does not come through an HTTP server of Caddy", "")
 	}
-	if r := g.checkHost(repl); r != nil {
-		return r
+	v.caller = g.callers.identify(req, repl, g.keys)
+	if r := g.checkClient(req); r != nil {
+		return v, r
+	}
+	if r := g.checkHost(repl, v.caller); r != nil {
+		return v, r
 	}
 	if r := g.checkOrigin(repl); r != nil {
-		return r
+		return v, r
 	}
-	return g.checkOperation(req, repl)
+	if g.cors.isPreflight(repl) { // it performs no operation, and browsers send no key with it
+		return v, preflight
+	}
+	if g.granted != nil {
+		if req.TLS != nil && !req.TLS.HandshakeComplete {
+			return v, tooEarly
+		}
+		if v.caller == nil {
+			return v, g.callers.unknown(req, repl, g.keys)
+		}
+		if v.granted = g.granted[v.caller]; v.granted == nil {
+			return v, notGranted(v.caller.name)
+		}
+	}
+	return v, g.checkOperation(req, repl, v)
+}
+
+// grant has the route serve nobody but those callers. What the route does not say
+// of clients and hosts, their proof takes the place of.
+func (g *guard) grant(to map[*caller]*granted, options RouteOptions) {
+	g.granted = to
+	if options.Clients == nil {
+		g.clients = clients{any: true}
+	}
 }
 
 // checkForm refuses what a gateway cannot pass on without changing its meaning.
 func (g *guard) checkForm(req *http.Request) *refusal {
-	if req.Method == http.MethodConnect || req.Method == http.MethodTrace {
+	if req.Method == http.MethodConnect || req.Method == http.MethodTrace || req.Method == "TRACK" { // IIS has the latter for TRACE
 		return &refusal{
 			status: http.StatusMethodNotAllowed, outcome: outcomeBadRequest, key: keyMethodNotAllowed, proxyError: "http_request_error",
 			message: req.Method + " does not pass the gateway",
-			allow:   "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
+			allow:   usualMethods,
 		}
-	}
-	bad := func(message string) *refusal {
-		return &refusal{status: http.StatusBadRequest, outcome: outcomeBadRequest, key: keyBadRequestTarget, proxyError: "http_request_error", message: message}
 	}
 	asterisk := req.Method == http.MethodOptions && req.URL.Path == "*"
 	if req.URL.Opaque != "" || !asterisk && req.URL.Path != "" && !strings.HasPrefix(req.URL.EscapedPath(), "/") {
-		return bad("the request target is not a path that begins with a slash")
+		return badRequest(keyBadRequestTarget, "the request target is not a path that begins with a slash")
 	}
-	if upgrade := req.Header["Upgrade"]; len(upgrade) > 1 || len(upgrade) == 1 && !strings.EqualFold(upgrade[0], "websocket") {
-		return bad("an upgrade to anything but websocket does not pass the gateway")
+	original, ok := req.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
+	if hasSpace(req.URL.RawQuery) || ok && hasSpace(original.RequestURI) {
+		return badRequest(keyBadRequestTarget, "the request target holds a space or control character")
 	}
 	return nil
 }
 
+// hasSpace reports whether a request target, or a part of it, holds a space or
+// control character. With HTTP/2 and 3 they can arrive; with HTTP/1 they would
+// end the target.
+func hasSpace(target string) bool {
+	for i := range len(target) {
+		if c := target[i]; c <= ' ' || c == 0x7f {
+			return true
+		}
+	}
+	return false
+}
+
 // checkClient judges the peer address.
 func (g *guard) checkClient(req *http.Request) *refusal {
-	if g.clients.any {
+	if g.clients.any || g.clients.has(peerOf(req)) {
 		return nil
-	}
-	early := req.TLS != nil && !req.TLS.HandshakeComplete // the address may be forged
-	if local, ok := req.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && caddy.IsUnixNetwork(local.Network()) {
-		if g.clients.unix {
-			return nil
-		}
-	} else if peer, err := netip.ParseAddrPort(req.RemoteAddr); err == nil && !early {
-		addr := peer.Addr().Unmap().WithZone("")
-		for _, prefix := range g.clients.ranges {
-			if prefix.Contains(addr) {
-				return nil
-			}
-		}
 	}
 	return forbidden(outcomeClientNotAllowed, "this client is not served", "; clients would permit it")
 }
@@ -132,7 +174,13 @@ var localSuffixes = []string{".localhost", ".internal", ".local", ".lan", ".home
 
 // checkHost judges the Host that the client sent: a web page that was rebound
 // to this address still sends the name it was loaded from.
-func (g *guard) checkHost(repl *caddy.Replacer) *refusal {
+//
+// Where it is a grant that counts, a caller that proves more than its address
+// takes the place of the default.
+func (g *guard) checkHost(repl *caddy.Replacer, c *caller) *refusal {
+	if g.hosts == nil && g.granted != nil && (c == nil || c.strong) {
+		return nil
+	}
 	value, _ := repl.GetString("http.request.host")
 	if last := g.servedHost.Load(); last != nil && *last == value {
 		return nil
@@ -168,7 +216,7 @@ func (g *guard) checkOrigin(repl *caddy.Replacer) *refusal {
 	if origin == "" && site == "" {
 		return nil
 	}
-	if origin != "" && slices.Contains(g.origins, strings.ToLower(origin)) {
+	if g.cors.origin(repl) != "" {
 		return nil
 	}
 	own := origin == ""
@@ -182,6 +230,9 @@ func (g *guard) checkOrigin(repl *caddy.Replacer) *refusal {
 	}
 	if origin == "" {
 		return forbidden(outcomeOriginNotAllowed, "a browser sent this request for a page of another site", "")
+	}
+	if origin == "null" { // of a sandboxed frame, a file, or a redirect: nothing can list it
+		return forbidden(outcomeOriginNotAllowed, "pages of an opaque origin are not served", "")
 	}
 	return forbidden(outcomeOriginNotAllowed, fmt.Sprintf("pages of this origin are not served; origins %s would permit it", printable(origin)), "")
 }
@@ -211,8 +262,13 @@ func printable(value string) string {
 
 // checkOperation judges method and path. Where either is restricted, a path
 // that an API could read in more than one way has to pass in each of them.
-func (g *guard) checkOperation(req *http.Request, repl *caddy.Replacer) *refusal {
-	if len(g.allow) == 0 && len(g.denied) == 0 {
+func (g *guard) checkOperation(req *http.Request, repl *caddy.Replacer, v visit) *refusal {
+	var granted []Operation
+	if v.granted != nil {
+		granted = v.granted.allow
+	}
+	restricted := len(g.allow)+len(granted) > 0
+	if !restricted && len(g.denied) == 0 {
 		return nil
 	}
 	method, _ := repl.GetString("http.request.method")
@@ -221,22 +277,30 @@ func (g *guard) checkOperation(req *http.Request, repl *caddy.Replacer) *refusal
 	}
 	path := req.URL.EscapedPath()
 	readings, err := apipath.Readings(path)
-	if err == nil && len(g.allow) > 0 && strings.Contains(path, "//") {
+	if err == nil && restricted && strings.Contains(path, "//") {
 		err = errors.New("holds doubled slashes")
 	}
 	if err != nil {
-		return forbidden(outcomeOperationNotAllowed, "the path "+err.Error()+", so an API could read it otherwise than it looks", "")
+		return badRequest(keyBadRequestPath, "the path "+err.Error()+", so an API could read it otherwise than it looks")
 	}
 	if slices.ContainsFunc(readings, g.isDenied) {
-		return forbidden(outcomeOperationNotAllowed, "the API's own credential endpoints are not served", "")
+		return credentialEndpoint
 	}
-	if len(g.allow) == 0 {
+	if !restricted {
 		return nil
 	}
-	for _, reading := range readings {
-		if !g.isAllowed(req.Context(), method, reading) {
+	for i, reading := range readings {
+		permitted := isAllowed(req, g.allow, method, reading)
+		switch {
+		case permitted && isAllowed(req, granted, method, reading):
+		case i == 0 && permitted:
 			return forbidden(outcomeOperationNotAllowed,
-				fmt.Sprintf("this operation is not permitted; allow %s %s would permit it", printable(method), printable(readings[0])), "")
+				fmt.Sprintf("this operation is not granted to %s; allow %s %s in its grant would permit it", v.caller.name, printable(method), printable(reading)), "")
+		case i == 0:
+			return forbidden(outcomeOperationNotAllowed,
+				fmt.Sprintf("this operation is not permitted; allow %s %s would permit it", printable(method), printable(reading)), "")
+		default:
+			return badRequest(keyBadRequestPath, fmt.Sprintf("the path could be read as %s, which is not permitted", printable(reading)))
 		}
 	}
 	return nil
@@ -248,20 +312,59 @@ func (g *guard) isDenied(path string) bool {
 		path = strings.ToLower(path)
 	}
 	for _, prefix := range g.denied {
-		if strings.HasPrefix(path+"/", prefix) {
+		if prefix == "/" && strings.Trim(path, "/") == "" || prefix != "/" && strings.HasPrefix(path+"/", prefix) {
 			return true
 		}
 	}
 	return false
 }
 
-func (g *guard) isAllowed(ctx context.Context, method, path string) bool {
-	judged := (&http.Request{Method: method, URL: &url.URL{Path: path}}).WithContext(ctx)
-	for _, operation := range g.allow {
+// notASCII replaces two characters beyond ASCII, the Kelvin sign and the capital
+// I with a dot, that are in ASCII in lower case, which Caddy's matcher compares.
+var notASCII = strings.NewReplacer("\u212a", "\ufffd", "\u0130", "\ufffd")
+
+func isASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] >= 0x80 {
+			return false
+		}
+	}
+	return true
+}
+
+// judgedRequest is a request with another path, for Caddy's matcher. It is pooled,
+// since it is needed for every request on a route that restricts operations.
+type judgedRequest struct {
+	request http.Request
+	url     url.URL
+}
+
+var judgedRequests = sync.Pool{New: func() any { return new(judgedRequest) }}
+
+// isAllowed reports whether an operation permits path, taken as it is. Without
+// operations, all are permitted.
+func isAllowed(req *http.Request, operations []Operation, method, path string) bool {
+	if len(operations) == 0 {
+		return true
+	}
+	if !isASCII(path) {
+		path = notASCII.Replace(path)
+	}
+	for strings.Contains(path, "//") { // which the matcher would merge
+		path = strings.ReplaceAll(path, "//", "/\ufffd/")
+	}
+	judged := judgedRequests.Get().(*judgedRequest)
+	defer func() {
+		*judged = judgedRequest{} // what it holds must not outlive the request
+		judgedRequests.Put(judged)
+	}()
+	judged.request = *req // for its context
+	judged.request.URL, judged.url = &judged.url, url.URL{Path: path}
+	for _, operation := range operations {
 		if len(operation.Methods) > 0 && !slices.Contains(operation.Methods, method) {
 			continue
 		}
-		if matched, err := operation.Paths.MatchWithError(judged); err == nil && matched {
+		if matched, err := operation.Paths.MatchWithError(&judged.request); err == nil && matched {
 			return true
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"go.uber.org/zap"
+
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
@@ -23,7 +25,7 @@ var deniedPrefixes = []string{"/v1/oauth/", "/v2/oauth/", "/management/"}
 func voucherifyGuard(t testing.TB, allow ...Operation) *guard {
 	t.Helper()
 	api := tokenprovider.API{URL: "https://api.voucherify.io", CredentialPaths: deniedPrefixes, IgnoresCase: true}
-	g, err := newGuard(caddy.Context{}, RouteOptions{Allow: allow}, api)
+	g, err := newGuard(caddy.Context{}, RouteOptions{Allow: allow}, api, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,12 +36,12 @@ func voucherifyGuard(t testing.TB, allow ...Operation) *guard {
 func judge(g *guard, method, target string) *refusal {
 	u, err := url.ParseRequestURI(target)
 	if err != nil {
-		return &refusal{key: "not a request"}
+		return &refusal{key: "not a request", message: err.Error()}
 	}
 	repl := caddy.NewReplacer()
 	repl.Set("http.request.method", method)
 	ctx := context.WithValue(context.Background(), caddy.ReplacerCtxKey, repl)
-	return g.checkOperation((&http.Request{Method: method, URL: u}).WithContext(ctx), repl)
+	return g.checkOperation((&http.Request{Method: method, URL: u}).WithContext(ctx), repl, visit{})
 }
 
 func TestCredentialPathsInDisguise(t *testing.T) {
@@ -49,6 +51,8 @@ func TestCredentialPathsInDisguise(t *testing.T) {
 		"//v1/oauth/token", "/v1//oauth/token", "/v1/oauth//token",
 		"/%761/oauth/token", "/v1%2Foauth%2Ftoken", "/v1/%6f%61uth/token", "/v1/%256fauth/token", "/v1%252foauth/token", "/%25%32%35%36%64anagement/",
 		"/v1;a=1/oauth;b=2/token", "/v1/oauth%3Ba/token", "/;/v1/oauth/token", "/v1;%2F/oauth/token",
+		"/v1/oauth%3Fx", "/v1/oauth%23", "/v1/oauth%3B/token", "/v1/oauth%20/token", "/v1/oauth./token", "/v1/%20oauth/token", "/v1%3F/../oauth",
+		"/v1/%EF%BD%8Fauth/token", "/v1%EF%BC%8Foauth/token", "/v1%E2%81%84oauth", "/v1/oa%E2%80%8Buth", "/%C2%ADmanagement", "/v1/%25u006fauth", "/v1/x/..%20/oauth",
 		"/v1/x/../oauth/token", "/v1/./oauth/token", "/v1/x/..;/oauth/token", "/v1/x/%2e%2e/oauth", "/v1/x/%252e%252e%253b/oauth", "/v1/x%2f..%2foauth",
 		`/v1\oauth\token`, "/v1%5coauth/token", "/v1%255Coauth/token", "/v1/oauth%00", "/v1/oauth%2500", "/v1/oauth%0a", "/v1%c0%afoauth/token", "/v1%25c0%25afoauth/token", "/%ff",
 
@@ -132,6 +136,97 @@ func TestAllow(t *testing.T) {
 	}
 }
 
+// A client that asks for what is not permitted is told 403; one whose path could
+// be taken for another operation 400, since it has to send another path.
+func TestKeysOfRefusedPaths(t *testing.T) {
+	g := voucherifyGuard(t,
+		Operation{Methods: []string{"GET"}, Paths: caddyhttp.MatchPath{"/v1/vouchers/*"}},
+		Operation{Methods: []string{"POST"}, Paths: caddyhttp.MatchPath{"/v1/vouchers/*/validate"}},
+	)
+	for _, test := range []struct {
+		method, target string
+		status         int // 0: it passes
+		message        string
+	}{
+		{"GET", "/v1/vouchers/..%5Cx", 400, "holds a control character or backslash"},
+		{"GET", "/v1/vouchers/%2e%2e", 400, "holds a dot segment"},
+		{"GET", "/v1/vouchers/a%00b", 400, "holds a control character or backslash"},
+		{"GET", "/v1/vouchers/%ff", 400, "is not UTF-8"},
+		{"GET", "/v1/vouchers//x", 400, "holds doubled slashes"},
+		{"GET", "/v1/vouchers/..%3F", 400, "holds a dot segment"},
+		{"GET", "/v1/vouchers/..%20", 400, "holds a dot segment"},
+		{"POST", "/v1/vouchers/X%3F/validate", 400, `could be read as "/v1/vouchers/X"`},
+		{"POST", "/v1/vouchers/X%23/validate", 400, `could be read as "/v1/vouchers/X"`},
+		{"POST", "/v1/vouchers/X%2Fy/validate", 400, `could be read as "/v1/vouchers/X/y/validate"`},
+		{"POST", "/v1/vouchers/X%EF%BC%8Fy/validate", 400, `could be read as "/v1/vouchers/X/y/validate"`},
+		{"POST", "/v1/vouchers/X%2F/validate", 400, `could be read as "/v1/vouchers/X//validate"`},
+		{"GET", "/v1/vouchers", 403, "is not permitted"},
+		{"POST", "/v1/vouchers/X%3F", 403, "is not permitted"},
+		{"POST", "/v1/vouchers/X", 403, "is not permitted"},
+		{"GET", "/v1%2Fvouchers/X", 403, "is not permitted"},
+		{"GET", "/v1/oauth/token", 403, "credential endpoints"},
+		{"GET", "/v1/%256fauth/token", 403, "credential endpoints"},
+		{"GET", "/v1/%EF%BD%8Fauth/token", 403, "credential endpoints"},
+		{"GET", "/v1/o%E2%80%8Bauth/token", 403, "credential endpoints"},
+		{"GET", "/v1/oauth%3F", 403, "credential endpoints"},
+		{"GET", "/v1/oauth%20/token", 403, "credential endpoints"},
+		{"GET", "/v1/oauth./token", 403, "credential endpoints"},
+		{"GET", "/v1/vouchers/a%2Fb%20c", 0, ""},
+		{"GET", "/v1/vouchers/what%3F", 0, ""},
+		{"GET", "/v1/vouchers/https%3A%2F%2Fexample.com%2F", 0, ""},
+		{"GET", "/v1/vouchers/%F0%9F%91%A9%E2%80%8D%F0%9F%9A%80", 0, ""},
+		{"GET", "/v1/vouchers/a.b+c%40example.com", 0, ""},
+		{"POST", "/v1/vouchers/Z%C3%BCrich%20%C4%B0zmir.%20/validate", 0, ""},
+		{"POST", "/v1/vouchers/a.b+c%40example.com/validate", 0, ""},
+	} {
+		r := judge(g, test.method, test.target)
+		switch key := map[int]string{400: keyBadRequestPath}[test.status]; {
+		case r == nil && test.status == 0:
+		case r == nil || r.status != test.status || r.key != key || !strings.Contains(r.message, test.message):
+			t.Errorf("%s %s: got %+v, want %d %s", test.method, test.target, r, test.status, test.message)
+		case test.status == 400 && r.outcome != outcomeBadRequest:
+			t.Errorf("%s %s: counts as %s", test.method, test.target, r.outcome)
+		}
+	}
+}
+
+// Two characters beyond ASCII are ASCII in lower case, which Caddy's matcher
+// compares; the API still sees others.
+func TestAllowIsCaseInsensitiveInASCIIOnly(t *testing.T) {
+	g := voucherifyGuard(t, Operation{Paths: caddyhttp.MatchPath{"/v1/tickets/*"}})
+	if r := judge(g, "GET", "/V1/TICKETS/K%C4%B0"); r != nil {
+		t.Errorf("refused: %s", r.message)
+	}
+	for _, target := range []string{"/v1/t%C4%B0ckets/1", "/v1/tic%E2%84%AAets/1"} {
+		if judge(g, "GET", target) == nil {
+			t.Errorf("%s is let pass", target)
+		}
+	}
+}
+
+func TestRequestTargetsWithSpaces(t *testing.T) {
+	for target, ok := range map[string]bool{"/a%20b?c=%20": true, "/ä?ö": true, "/a b": false, "/a?b c": false, "/a?b\x7f": false, "/a\t": false, "/a?b HTTP/1.1": false} {
+		path, query, _ := strings.Cut(target, "?")
+		sent := &http.Request{Method: http.MethodGet, RequestURI: "/rewritten", URL: &url.URL{Path: "/rewritten", RawQuery: query}}
+		original := http.Request{RequestURI: target, URL: &url.URL{Path: path, RawQuery: query}}
+		sent = sent.WithContext(context.WithValue(context.Background(), caddyhttp.OriginalRequestCtxKey, original))
+		r := new(guard).checkForm(sent)
+		if (r == nil) != ok || r != nil && (r.status != http.StatusBadRequest || r.key != keyBadRequestTarget) {
+			t.Errorf("%q: got %+v", target, r)
+		}
+	}
+}
+
+// A credential endpoint at the root of the API's host denies nothing below it.
+func TestCredentialEndpointAtTheRoot(t *testing.T) {
+	g := &guard{denied: []string{"/"}, ignoresCase: true}
+	for target, passes := range map[string]bool{"/": false, "//": false, "/%2F": false, "/%3Fx": false, "/v1": true, "/v1/": true} {
+		if r := judge(g, "POST", target); (r == nil) != passes {
+			t.Errorf("%s: %+v", target, r)
+		}
+	}
+}
+
 func TestRefusalNamesTheOperation(t *testing.T) {
 	g := voucherifyGuard(t, Operation{Paths: caddyhttp.MatchPath{"/v1/vouchers/*"}})
 	r := judge(g, "GET", "/v1/x?token=secret")
@@ -191,7 +286,7 @@ func TestClientAddresses(t *testing.T) {
 		{[]string{"fe80::/10"}, tcp, "[fec0::1%eth0]:1", false},
 		{[]string{"10.0.0.1", "2001:db8::/32"}, tcp, "[2001:db8:1::1]:1", true},
 	} {
-		g, err := newGuard(caddy.Context{}, RouteOptions{Clients: test.clients}, tokenprovider.API{})
+		g, err := newGuard(caddy.Context{}, RouteOptions{Clients: test.clients}, tokenprovider.API{}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -216,13 +311,34 @@ func TestClientInEarlyData(t *testing.T) {
 		{nil, false, false},
 		{[]string{"any"}, false, true},
 	} {
-		g, err := newGuard(caddy.Context{}, RouteOptions{Clients: test.clients}, tokenprovider.API{})
+		g, err := newGuard(caddy.Context{}, RouteOptions{Clients: test.clients}, tokenprovider.API{}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		req := &http.Request{RemoteAddr: "127.0.0.1:1", TLS: &tls.ConnectionState{HandshakeComplete: test.complete}}
 		if r := g.checkClient(req); (r == nil) != test.served {
 			t.Errorf("%+v: %+v", test, r)
+		}
+	}
+}
+
+// A key in early data may be somebody else's, who has seen it pass.
+func TestKeyInEarlyData(t *testing.T) {
+	known, err := newCallers(map[string]*Caller{"shop": {Key: []string{firstKey}}}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := newGuard(caddy.Context{}, RouteOptions{}, tokenprovider.API{}, known)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.grant(map[*caller]*granted{known.byName["shop"]: {}}, RouteOptions{})
+	repl := caddy.NewEmptyReplacer()
+	repl.Set("http.request.header.Authorization", "Bearer "+firstKey)
+	for _, complete := range []bool{true, false} {
+		req := &http.Request{Method: http.MethodPost, URL: &url.URL{Path: "/v1/x"}, RemoteAddr: "127.0.0.1:1", TLS: &tls.ConnectionState{HandshakeComplete: complete}}
+		if _, r := g.check(req, repl); (r == nil) != complete || !complete && r != tooEarly {
+			t.Errorf("handshake complete: %v, refused: %+v", complete, r)
 		}
 	}
 }
@@ -277,20 +393,20 @@ func TestHosts(t *testing.T) {
 		if err := options.validate(); err != nil {
 			t.Fatal(err)
 		}
-		g, err := newGuard(caddy.Context{}, options, tokenprovider.API{})
+		g, err := newGuard(caddy.Context{}, options, tokenprovider.API{}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		repl := caddy.NewReplacer()
 		repl.Set("http.request.host", test.host)
 		for range 2 { // a host that was served is remembered
-			if r := g.checkHost(repl); (r == nil) != test.served {
+			if r := g.checkHost(repl, nil); (r == nil) != test.served {
 				t.Errorf("hosts %v, host %q: %+v", test.hosts, test.host, r)
 			}
 		}
-		if g.checkHost(repl); test.host != "" { // and no other host profits from it
+		if g.checkHost(repl, nil); test.host != "" { // and no other host profits from it
 			repl.Set("http.request.host", "evil.example")
-			if r := g.checkHost(repl); (r == nil) != slices.Contains(test.hosts, "any") {
+			if r := g.checkHost(repl, nil); (r == nil) != slices.Contains(test.hosts, "any") {
 				t.Errorf("hosts %v: evil.example after %q: %+v", test.hosts, test.host, r)
 			}
 		}
@@ -354,6 +470,7 @@ func TestRouteOptionsThatAreWrong(t *testing.T) {
 		{RouteOptions{Origins: []string{"null"}}, "origins:"},
 		{RouteOptions{Origins: []string{"https://*.example.com"}}, "origins:"},
 		{RouteOptions{Origins: []string{"https://example.com/"}}, "origins:"},
+		{RouteOptions{Allow: []Operation{}}, "allow: is empty"},
 		{RouteOptions{Allow: []Operation{{}}}, "allow:"},
 		{RouteOptions{Allow: []Operation{{Methods: []string{"get"}, Paths: caddyhttp.MatchPath{"/"}}}}, "allow:"},
 		{RouteOptions{Allow: []Operation{{Paths: caddyhttp.MatchPath{"v1"}}}}, "allow:"},
@@ -385,6 +502,7 @@ func TestLoopbackNames(t *testing.T) {
 func FuzzPathReadings(f *testing.F) {
 	for _, seed := range []string{
 		"/v1/vouchers/a%2Fb%20c", "/v1/oauth/token", "//x/v1/oauth", "/v1/%256fauth/%25zz", "/v1;%2Fx/%256fauth/token", "/v1/x/..%3b/oauth",
+		"/v1/vouchers/X%3F", "/v1/vouchers/..%23", "/v1/vouchers/%EF%BC%8E%EF%BC%8E/x", "/v1/%EF%BD%8Fauth", "/v1/vouchers/..%20/x", "/v1/vouchers/.%E2%80%8B./x", "/v1/oauth./x",
 		`/v1\oauth`, "/v1%c0%afoauth", "/management%00", "/%2525252e/", "/v1/vouchers/..;/x", "*", "http://x/v1/oauth",
 	} {
 		f.Add(seed)

@@ -21,9 +21,10 @@ import (
 // the API's own credential headers. keep_headers can keep all but Authorization.
 var removedHeaders = []string{
 	"Authorization", "Proxy-Authorization", "Cookie",
+	"X-Api-Key", "Api-Key", "X-Auth-Token", "X-Access-Token",
 
-	"Forwarded", "X-Real-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "X-Original-Forwarded-For",
-	"True-Client-Ip", "Cf-Connecting-Ip", "Via",
+	"Forwarded", "X-Forwarded", "X-Real-Ip", "X-Client-Ip", "Client-Ip", "X-Cluster-Client-Ip", "X-Original-Forwarded-For",
+	"True-Client-Ip", "Cf-Connecting-Ip", "Fly-Client-Ip", "X-Azure-Clientip", "X-Envoy-External-Address", "Via",
 
 	"X-Http-Method-Override", "X-Http-Method", "X-Method-Override",
 	"X-Original-Url", "X-Rewrite-Url",
@@ -36,11 +37,17 @@ var removedHeaders = []string{
 // removedFamilies are the beginnings of names that do not reach the API, ever:
 // addresses, and what identity proxies in front of the gateway add.
 var removedFamilies = []string{
-	"X-Forwarded-",
+	"X-Forwarded-", "X-Ssl-Client-",
 	"X-Auth-Request-", "X-Amzn-Oidc-", "Cf-Access-", "X-Goog-Iap-", "X-Goog-Authenticated-User-",
 	"X-Ms-Client-Principal", "X-Ms-Token-", "X-Authentik-", "X-Pomerium-", "X-Vouch-", "X-Webauth-",
 	"Tailscale-User-",
 }
+
+// trailers are those of a request that reach the API: digests and checksums of
+// the body, which can be known at its end only. A name that ends in a hyphen
+// stands for all that begin with it. Nothing else has to wait for the end, and
+// servers that merge trailers into the headers would take them for those.
+var trailers = []string{"Content-Digest", "Repr-Digest", "Digest", "Content-Md5", "X-Checksum", "X-Checksum-", "X-Amz-Checksum-"}
 
 // isRemoved is removedHeaders to look up.
 var isRemoved = func() map[string]bool {
@@ -60,10 +67,11 @@ func inRemovedFamily(name string) bool {
 	return slices.ContainsFunc(removedFamilies, func(family string) bool { return strings.HasPrefix(name, family) })
 }
 
-// headerFilter decides what of a request's headers and trailers reaches the API.
+// headerFilter decides what of a request's headers reaches the API.
 type headerFilter struct {
 	credentials []string // the API's own credential headers, in canonical form
 	keep        []string // in canonical form
+	keys        []string // headers in which a caller may send its key
 	userAgent   string   // where the client sent none; empty: none is sent
 }
 
@@ -76,7 +84,7 @@ func newHeaderFilter(api tokenprovider.API, keep []string) (headerFilter, error)
 		switch {
 		case !httpguts.ValidHeaderFieldName(name):
 			return f, fmt.Errorf("keep_headers: %q is not a header name", name)
-		case canonical == "Authorization", inRemovedFamily(canonical):
+		case canonical == "Authorization", inRemovedFamily(hyphenated(canonical)):
 			return f, fmt.Errorf("keep_headers: %s cannot be kept", canonical)
 		case canonical != "Host" && !f.removes(canonical):
 			return f, fmt.Errorf("keep_headers: %s reaches the API anyway; leave it out", canonical)
@@ -86,11 +94,23 @@ func newHeaderFilter(api tokenprovider.API, keep []string) (headerFilter, error)
 	return f, nil
 }
 
-// removes reports whether a header or trailer, by its canonical name, does not
-// reach the API unless it is kept.
+// removes reports whether a header, by its canonical name, does not reach the
+// API unless it is kept.
 func (f *headerFilter) removes(name string) bool {
+	name = hyphenated(name)
 	return isRemoved[name] || inRemovedFamily(name) || slices.Contains(f.credentials, name)
 }
+
+// hyphenated returns the canonical name that many servers (CGI, PHP) cannot tell
+// from name: to them, underscores and dots are hyphens.
+func hyphenated(name string) string {
+	if strings.IndexByte(name, '_') < 0 && strings.IndexByte(name, '.') < 0 {
+		return name
+	}
+	return http.CanonicalHeaderKey(hyphens.Replace(name))
+}
+
+var hyphens = strings.NewReplacer("_", "-", ".", "-")
 
 // outgoing returns the headers as they are sent: a copy of those that may reach
 // the API, and Authorization, set last. The values are shared with header: they
@@ -103,6 +123,9 @@ func (f *headerFilter) outgoing(header http.Header, authorization []string) http
 			out[name] = values
 		}
 	}
+	if upgrade, ok := out["Upgrade"]; ok && !isWebsocket(upgrade) {
+		dropUpgrade(out)
+	}
 	out["Authorization"] = authorization
 	if f.userAgent != "" && cmp.Or(out["User-Agent"]...) == "" {
 		out["User-Agent"] = []string{f.userAgent}
@@ -110,12 +133,62 @@ func (f *headerFilter) outgoing(header http.Header, authorization []string) http
 	return out
 }
 
-// strip removes from trailers what does not reach the API.
-func (f *headerFilter) strip(trailers http.Header) {
-	for name := range trailers {
-		if f.removes(http.CanonicalHeaderKey(name)) {
-			delete(trailers, name)
+// isWebsocket reports whether the values of Upgrade offer a websocket and nothing
+// else.
+func isWebsocket(upgrade []string) bool {
+	return len(upgrade) == 1 && strings.EqualFold(upgrade[0], "websocket")
+}
+
+// dropUpgrade ignores an offer to upgrade, as RFC 9110 §7.8 permits: what is
+// offered is between the client and the gateway.
+func dropUpgrade(header http.Header) {
+	delete(header, "Upgrade")
+	delete(header, "Http2-Settings")
+	var connection []string
+	for token := range strings.SplitSeq(strings.Join(header["Connection"], ","), ",") {
+		if token = strings.TrimSpace(token); token != "" && !strings.EqualFold(token, "Upgrade") && !strings.EqualFold(token, "HTTP2-Settings") {
+			connection = append(connection, token)
 		}
+	}
+	delete(header, "Connection")
+	if connection != nil {
+		header["Connection"] = connection
+	}
+}
+
+// stripTrailers removes from a request's trailers what does not reach the API.
+func stripTrailers(header http.Header) {
+	for name := range header {
+		if !isTrailer(http.CanonicalHeaderKey(name)) {
+			delete(header, name)
+		}
+	}
+}
+
+// isTrailer reports whether a trailer, by its canonical name, reaches the API.
+func isTrailer(name string) bool {
+	return slices.ContainsFunc(trailers, func(t string) bool { return name == t || strings.HasSuffix(t, "-") && strings.HasPrefix(name, t) })
+}
+
+// dropsKeys sets the headers that dropKeys removes, nil for none. One that is kept
+// is header_up's, which has it removed before.
+func (f *headerFilter) dropsKeys(names []string) {
+	if names == nil {
+		return
+	}
+	for _, name := range append(names, "Authorization") {
+		if !slices.Contains(f.keep, name) {
+			f.keys = append(f.keys, name)
+		}
+	}
+}
+
+// dropKeys removes headers in which a caller may have sent its key: reverse_proxy
+// shows the headers in its debug log, after the round trip. To have it remove them
+// would have it copy all headers of every request.
+func (f *headerFilter) dropKeys(header http.Header) {
+	for _, name := range f.keys {
+		delete(header, name)
 	}
 }
 
@@ -154,7 +227,7 @@ func headersSetBy(headerUp *headers.HeaderOps, credentials []string) (kept, lost
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {
 		switch {
-		case name == "Authorization", inRemovedFamily(name):
+		case name == "Authorization", inRemovedFamily(hyphenated(name)):
 			lost = append(lost, name)
 		case name == "Host", filter.removes(name):
 			kept = append(kept, name)

@@ -57,16 +57,18 @@ func TestWhatReachesTheAPI(t *testing.T) {
 			if len(header) != 2 {
 				t.Errorf("%s: the client's headers have changed: %v", spelled, header)
 			}
-			trailers := http.Header{spelled: nil, "X-Checksum": {"1"}}
-			if filter.strip(trailers); !reflect.DeepEqual(trailers, http.Header{"X-Checksum": {"1"}}) {
-				t.Errorf("%s: trailers %v", spelled, trailers)
+			for _, separator := range []string{"_", "."} {
+				alias := strings.ReplaceAll(spelled, "-", separator)
+				if got := filter.outgoing(http.Header{alias: {"client's"}}, nil); name != "Authorization" && len(got) != 1 {
+					t.Errorf("%s: got %v", alias, got)
+				}
 			}
 		}
 	}
 
 	passing := http.Header{
 		"Accept": {"a", "b"}, "Accept-Language": {"da"}, "Content-Type": {"application/json"}, "Cookies": {"1"}, "Origin": {"https://x.example"},
-		"X-Forwarded": {"1"}, "X-Real-Ips": {"1"}, "X-Voucherify-Channel": {"1"}, "Traceparent": {"1"}, "Idempotency-Key": {"1"}, "Cf-Ray": {"1"}, "T": {"1"}, "": {"1"},
+		"X-Forward": {"1"}, "X-Real-Ips": {"1"}, "X_Request_Id": {"1"}, "X.Y_z": {"1"}, "X-Api-Keys": {"1"}, "X-Ssl": {"1"}, "X-Voucherify-Channel": {"1"}, "Traceparent": {"1"}, "Idempotency-Key": {"1"}, "Cf-Ray": {"1"}, "T": {"1"}, "": {"1"},
 		"X-App-Ids": {"1"}, "Remote-Users": {"1"}, "Authorizations": {"1"}, "Sec-WebSocket-Key": {"1"},
 	}
 	want := maps.Clone(passing)
@@ -98,6 +100,39 @@ func TestUserAgentWhereTheClientSentNone(t *testing.T) {
 	}
 }
 
+func TestTrailersThatReachTheAPI(t *testing.T) {
+	got := http.Header{
+		"Content-Digest": {"1"}, "Repr-Digest": {"1"}, "digest": {"1"}, "Content-MD5": {"1"}, "X-Checksum": {"1"}, "X-Checksum-Sha256": {"1"}, "x-amz-checksum-crc32": {"1"},
+	}
+	want := maps.Clone(got)
+	for _, name := range []string{"Authorization", "Cookie", "X-Forwarded-For", "X_Forwarded_For", "X-Real-Ip", "X-App-Token", "X-Trace", "X-Checksums", "Content-Type", "Digests", "X-Amz", "X-Amz-Security-Token", "Server-Timing", ""} {
+		got[name] = []string{"1"}
+	}
+	if stripTrailers(got); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	stripTrailers(nil)
+}
+
+// An offer to upgrade to anything but a websocket is left out.
+func TestOffersToUpgrade(t *testing.T) {
+	for _, test := range []struct{ sent, want http.Header }{
+		{http.Header{"Upgrade": {"websocket"}, "Connection": {"Upgrade"}}, http.Header{"Upgrade": {"websocket"}, "Connection": {"Upgrade"}}},
+		{http.Header{"Upgrade": {"WebSocket"}, "Connection": {"Upgrade"}}, http.Header{"Upgrade": {"WebSocket"}, "Connection": {"Upgrade"}}},
+		{http.Header{"Upgrade": {"h2c"}, "Connection": {"Upgrade"}, "Http2-Settings": {"AAMAAABk"}}, http.Header{}},
+		{http.Header{"Upgrade": {"h2c, websocket"}, "Connection": {"Upgrade"}}, http.Header{}},
+		{http.Header{"Upgrade": {"websocket", "h2c"}, "Connection": {"Upgrade"}}, http.Header{}},
+		{http.Header{"Upgrade": {"TLS/1.2"}, "Connection": {"Keep-Alive, upgrade", "HTTP2-Settings, X-A"}}, http.Header{"Connection": {"Keep-Alive", "X-A"}}},
+		{http.Header{"Upgrade": {""}, "Connection": {"Upgrade"}}, http.Header{}},
+		{http.Header{"Upgrade": {}}, http.Header{}},
+	} {
+		test.want["Authorization"] = nil
+		if got := new(headerFilter).outgoing(test.sent, nil); !reflect.DeepEqual(got, test.want) {
+			t.Errorf("%v: got %v, want %v", test.sent, got, test.want)
+		}
+	}
+}
+
 func TestKeepHeaders(t *testing.T) {
 	filter, err := newHeaderFilter(tokenprovider.API{CredentialHeaders: []string{"X-App-Id"}}, []string{"x-real-ip", "Host", "X-App-Id"})
 	if err != nil {
@@ -112,16 +147,11 @@ func TestKeepHeaders(t *testing.T) {
 	if want := (&headers.HeaderOps{Set: http.Header{"Host": {"api.example.com"}}, Delete: []string{"X-Real-Ip", "X-App-Id"}}); !reflect.DeepEqual(ops, want) {
 		t.Errorf("operations %+v, want %+v", ops, want)
 	}
-	// header_up sets no trailers
-	trailers := http.Header{"X-Real-Ip": {"1"}}
-	if filter.strip(trailers); len(trailers) != 0 {
-		t.Errorf("trailers %v", trailers)
-	}
 	if !filter.keepsHost() || new(headerFilter).keepsHost() || new(headerFilter).ops("x") != nil {
 		t.Error("Host is not kept, or is without being named")
 	}
 
-	for _, name := range []string{"Authorization", "authorization", "X-Forwarded-For", "x-auth-request-user", "", "a b", "X-*", "X-Source"} {
+	for _, name := range []string{"Authorization", "authorization", "X-Forwarded-For", "x-auth-request-user", "X_Forwarded_For", "", "a b", "X-*", "X-Source"} {
 		if _, err := newHeaderFilter(tokenprovider.API{}, []string{name}); err == nil || !strings.HasPrefix(err.Error(), "keep_headers: ") {
 			t.Errorf("%q: got %v", name, err)
 		}
@@ -131,14 +161,14 @@ func TestKeepHeaders(t *testing.T) {
 func TestHeadersSetByHeaderUp(t *testing.T) {
 	kept, lost := headersSetBy(&headers.HeaderOps{
 		Set:     http.Header{"Host": {"x"}, "X-Source": {"cron"}, "Cookie": {"a"}, "authorization": {"x"}},
-		Add:     http.Header{"Cookie": {"b"}, "x-forwarded-for": {"1"}},
+		Add:     http.Header{"Cookie": {"b"}, "x-forwarded-for": {"1"}, "X_Real_Ip": {"1"}, "x_forwarded_for": {"1"}},
 		Replace: map[string][]headers.Replacement{"X-App-Token": nil},
 		Delete:  []string{"Via"},
 	}, []string{"X-App-Token"})
-	if want := []string{"Cookie", "Host", "X-App-Token"}; !slices.Equal(kept, want) {
+	if want := []string{"Cookie", "Host", "X-App-Token", "X_real_ip"}; !slices.Equal(kept, want) {
 		t.Errorf("kept %v, want %v", kept, want)
 	}
-	if want := []string{"Authorization", "X-Forwarded-For"}; !slices.Equal(lost, want) {
+	if want := []string{"Authorization", "X-Forwarded-For", "X_forwarded_for"}; !slices.Equal(lost, want) {
 		t.Errorf("lost %v, want %v", lost, want)
 	}
 	if kept, lost := headersSetBy(nil, nil); kept != nil || lost != nil {

@@ -2,9 +2,7 @@ package egress
 
 import (
 	"errors"
-	"net/http"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +37,10 @@ var (
 		Namespace: "caddy", Subsystem: "egress", Name: "requests_total",
 		Help: "Requests by what became of them.",
 	}, append(credentialLabels, "outcome"))
+	callerRequestsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "egress", Name: "caller_requests_total",
+		Help: "Requests of known callers by what became of them.",
+	}, []string{"caller", "credential", "outcome"})
 	tokenRequestsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "egress", Name: "token_requests_total",
 		Help: "Token requests by what made them necessary and how they ended.",
@@ -61,12 +63,16 @@ var (
 	}, credentialLabels)
 	tokenLastSuccess = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: "caddy", Subsystem: "egress", Name: "token_last_success_timestamp_seconds",
-		Help: "When a token was last obtained.",
+		Help: "When a token was last obtained, by this instance or one that shares its tokens.",
 	}, credentialLabels)
 	unauthorizedTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "egress", Name: "upstream_unauthorized_total",
 		Help: "Answers of 401 by the API, by what became of them.",
 	}, append(credentialLabels, "result"))
+	storeOperationsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "egress", Name: "store_operations_total",
+		Help: "Operations on the storage of shared tokens by how they ended.",
+	}, []string{"operation", "outcome"})
 	rateLimitedTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "egress", Name: "rate_limited_total",
 		Help: "Answers of 429 by the API.",
@@ -83,8 +89,8 @@ func registerMetrics(registry *prometheus.Registry) error {
 		return nil
 	}
 	for _, c := range []prometheus.Collector{
-		requestsTotal, tokenRequestsTotal, tokenRequestSeconds, tokenWaitSeconds, tokenExpiry,
-		tokenLastSuccess, unauthorizedTotal, rateLimitedTotal, rateLimitRemaining,
+		requestsTotal, callerRequestsTotal, localTokensTotal, tokenRequestsTotal, tokenRequestSeconds, tokenWaitSeconds, tokenExpiry,
+		tokenLastSuccess, unauthorizedTotal, storeOperationsTotal, rateLimitedTotal, rateLimitRemaining,
 	} {
 		var registered prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &registered) {
@@ -104,13 +110,11 @@ type credentialMetrics struct {
 	requests  [outcomeCount]atomic.Pointer[prometheus.Counter]
 	remaining atomic.Pointer[prometheus.Gauge]
 	used      atomic.Bool              // there was a request
-	refusals  [outcomeCount]logLimiter // log lines about them
+	refusals  [outcomeCount]logLimiter // log lines about those of clients that are not known
+	callers   sync.Map                 // from the name of a caller to its *callerMetrics
 
 	mu   sync.Mutex // held while a gauge is created
 	gone bool       // the credential is no longer configured
-
-	remainingCalls atomic.Int64 // as the API said last; -1: it never did
-	limitedUntil   atomic.Int64 // Unix nanoseconds
 }
 
 func newCredentialMetrics(credential, provider string) *credentialMetrics {
@@ -118,7 +122,6 @@ func newCredentialMetrics(credential, provider string) *credentialMetrics {
 	for _, class := range []tokenprovider.Class{tokenprovider.Transient, tokenprovider.Refused} {
 		m.tokenRequests(triggerRefresh, string(class))
 	}
-	m.remainingCalls.Store(-1)
 	return m
 }
 
@@ -145,6 +148,41 @@ func (m *credentialMetrics) request(o outcome, wait time.Duration) {
 	}
 }
 
+// callerMetrics is what is measured of one caller with one credential.
+type callerMetrics struct {
+	requests [outcomeCount]atomic.Pointer[prometheus.Counter]
+	refusals [outcomeCount]logLimiter
+}
+
+func (m *credentialMetrics) caller(c *caller) *callerMetrics {
+	found, ok := m.callers.Load(c.label)
+	if !ok {
+		found, _ = m.callers.LoadOrStore(c.label, new(callerMetrics))
+	}
+	return found.(*callerMetrics)
+}
+
+// callerRequest counts a request of a known caller.
+func (m *credentialMetrics) callerRequest(c *caller, o outcome) {
+	requests := &m.caller(c).requests
+	counter := requests[o].Load()
+	if counter == nil {
+		made := callerRequestsTotal.WithLabelValues(c.name, m.labels[0], o.String())
+		counter = &made
+		requests[o].Store(counter)
+	}
+	(*counter).Inc()
+}
+
+// refusal returns what limits the log lines about refusals of c, or of all clients
+// that are not known if it is nil: one that is refused all the time hides no other.
+func (m *credentialMetrics) refusal(c *caller, o outcome) *logLimiter {
+	if c == nil {
+		return &m.refusals[o]
+	}
+	return &m.caller(c).refusals[o]
+}
+
 // firstRequest makes the series that alerts about requests need.
 func (m *credentialMetrics) firstRequest() {
 	m.used.Store(true)
@@ -169,6 +207,11 @@ func (m *credentialMetrics) unauthorized(result string) {
 	unauthorizedTotal.WithLabelValues(m.with(result)...).Inc()
 }
 
+// storeOperation counts an operation on the storage of shared tokens.
+func storeOperation(operation, outcome string) {
+	storeOperationsTotal.WithLabelValues(operation, outcome).Inc()
+}
+
 // tokenRequest counts a token request to endpoint that has ended.
 func (m *credentialMetrics) tokenRequest(endpoint string, r tokensource.Outcome) {
 	outcome := tokenOutcomeOK
@@ -178,10 +221,16 @@ func (m *credentialMetrics) tokenRequest(endpoint string, r tokensource.Outcome)
 	if r.Token != nil {
 		m.whileConfigured(func() {
 			tokenExpiry.WithLabelValues(m.labels...).Set(seconds(r.Token.Expires))
-			tokenLastSuccess.WithLabelValues(m.labels...).Set(seconds(time.Now()))
+			tokenLastSuccess.WithLabelValues(m.labels...).Set(seconds(r.Token.Issued))
 		})
 	}
+	if r.Shared {
+		return
+	}
 	m.tokenRequests(r.Trigger, outcome).Inc()
+	if r.Unanswered > 0 {
+		m.tokenRequests(r.Trigger, string(tokenprovider.Transient)).Add(float64(r.Unanswered))
+	}
 	tokenRequestSeconds.WithLabelValues(m.labels[1], endpoint).Observe(r.Took.Seconds())
 }
 
@@ -197,38 +246,8 @@ func (m *credentialMetrics) whileConfigured(f func()) {
 
 func seconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
 
-// answered notes what an answer of the API says of its rate limit.
-func (m *credentialMetrics) answered(resp *http.Response, api tokenprovider.API) {
-	for _, name := range api.RemainingHeaders {
-		values, ok := resp.Header[name]
-		if !ok {
-			continue
-		}
-		if n, err := strconv.ParseInt(values[0], 10, 64); err == nil && n >= 0 {
-			m.setRemaining(n)
-		}
-		break
-	}
-	if resp.StatusCode != http.StatusTooManyRequests {
-		return
-	}
-	rateLimitedTotal.WithLabelValues(m.labels...).Inc()
-	wait := tokenprovider.ParseRetryAfter(resp.Header, time.Now(), api.RetryHeaders...)
-	if wait == 0 {
-		wait = api.RateLimitWait
-	}
-	// an answer that came later may ask for less
-	until := time.Now().Add(wait).UnixNano()
-	for before := m.limitedUntil.Load(); before < until; before = m.limitedUntil.Load() {
-		if m.limitedUntil.CompareAndSwap(before, until) {
-			return
-		}
-	}
-}
-
 // setRemaining sets the gauge, which is created by the first value.
 func (m *credentialMetrics) setRemaining(n int64) {
-	m.remainingCalls.Store(n)
 	if m.remaining.Load() == nil {
 		m.whileConfigured(func() {
 			gauge := rateLimitRemaining.WithLabelValues(m.labels...)
@@ -238,15 +257,6 @@ func (m *credentialMetrics) setRemaining(n int64) {
 	if gauge := m.remaining.Load(); gauge != nil {
 		(*gauge).Set(float64(n))
 	}
-}
-
-// limitedFor returns how long the API has asked to be left alone.
-func (m *credentialMetrics) limitedFor() time.Duration {
-	until := m.limitedUntil.Load()
-	if until == 0 {
-		return 0
-	}
-	return max(time.Until(time.Unix(0, until)), 0)
 }
 
 // Destruct implements caddy.Destructor: it removes the gauges of a credential
@@ -263,7 +273,7 @@ func (m *credentialMetrics) Destruct() error {
 
 // logLimiter lets one log line a second through.
 type logLimiter struct {
-	last    atomic.Int64 // Unix nanoseconds
+	last    atomic.Pointer[time.Time]
 	leftOut atomic.Int64
 }
 
@@ -271,9 +281,11 @@ type logLimiter struct {
 // before it.
 func (l *logLimiter) next(now time.Time) (leftOut int64, ok bool) {
 	last := l.last.Load()
-	if now.UnixNano()-last < int64(time.Second) || !l.last.CompareAndSwap(last, now.UnixNano()) {
-		l.leftOut.Add(1)
-		return 0, false
+	if last == nil || tokensource.Until(last.Add(time.Second), now) <= 0 {
+		if line := now; l.last.CompareAndSwap(last, &line) { // a copy: now itself would cost an allocation each time
+			return l.leftOut.Swap(0), true
+		}
 	}
-	return l.leftOut.Swap(0), true
+	l.leftOut.Add(1)
+	return 0, false
 }

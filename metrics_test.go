@@ -1,15 +1,12 @@
 package egress
 
 import (
-	"net/http"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/caddy-egress/caddy-egress/tokenprovider"
 )
 
 // total returns the sum of all counters of a family, of one credential.
@@ -31,71 +28,6 @@ func total(tb testing.TB, c prometheus.Collector, credential string) (sum float6
 		}
 	}
 	return sum
-}
-
-func TestRateLimitOfTheAPI(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		m := newCredentialMetrics(t.Name(), "test")
-		limited := func(api tokenprovider.API, header ...string) {
-			m.answered(status(http.StatusTooManyRequests, header...), api)
-		}
-		if got := m.limitedFor(); got != 0 {
-			t.Errorf("limited for %v from the start", got)
-		}
-		m.answered(status(http.StatusOK, "Retry-After", "100"), tokenprovider.API{})
-		if got := m.limitedFor(); got != 0 {
-			t.Errorf("a success limits for %v", got)
-		}
-		limited(tokenprovider.API{}) // does not say how long
-		if got := m.limitedFor(); got != 0 {
-			t.Errorf("limited for %v", got)
-		}
-		limited(tokenprovider.API{RateLimitWait: time.Minute})
-		if got := m.limitedFor(); got != time.Minute {
-			t.Errorf("limited for %v, want the API's 1m", got)
-		}
-		limited(tokenprovider.API{RateLimitWait: time.Minute}, "Retry-After", "30") // less than before
-		if got := m.limitedFor(); got != time.Minute {
-			t.Errorf("limited for %v, want 1m still", got)
-		}
-		limited(tokenprovider.API{RateLimitWait: time.Minute}, "Retry-After", "90")
-		if got := m.limitedFor(); got != 90*time.Second {
-			t.Errorf("limited for %v, want 90s", got)
-		}
-		time.Sleep(89 * time.Second)
-		if got := m.limitedFor(); got != time.Second {
-			t.Errorf("limited for %v, want 1s", got)
-		}
-		time.Sleep(2 * time.Second)
-		if got := m.limitedFor(); got != 0 {
-			t.Errorf("limited for %v after the time", got)
-		}
-		if got := total(t, rateLimitedTotal, t.Name()); got != 4 {
-			t.Errorf("counted %v, want 4", got)
-		}
-	})
-}
-
-func TestCallsThatAreLeft(t *testing.T) {
-	m := newCredentialMetrics(t.Name(), "test")
-	api := tokenprovider.API{RemainingHeaders: []string{"X-First", "X-Second"}}
-	for _, test := range []struct {
-		header []string
-		want   int64
-	}{
-		{nil, -1},
-		{[]string{"X-First", "none"}, -1},
-		{[]string{"X-First", "-1"}, -1},
-		{[]string{"X-Second", "7"}, 7},
-		{[]string{"X-First", "5", "X-Second", "6"}, 5},
-		{[]string{"X-First", "x", "X-Second", "6"}, 5}, // the first one that is there counts
-		{[]string{"X-First", "0"}, 0},
-	} {
-		m.answered(status(http.StatusOK, test.header...), api)
-		if got := m.remainingCalls.Load(); got != test.want {
-			t.Errorf("after %v: %d, want %d", test.header, got, test.want)
-		}
-	}
 }
 
 // Configured credentials cost next to nothing in /metrics.
@@ -136,5 +68,30 @@ func TestSeriesAppearWithTheirFirstEvent(t *testing.T) {
 	}
 	if err := registerMetrics(nil); err != nil {
 		t.Errorf("without a registry: %v", err)
+	}
+}
+
+// setBack returns t as a clock that was set back by d shows it: the monotonic
+// reading is the same.
+func setBack(t *testing.T, at time.Time, d time.Duration) time.Time {
+	t.Helper()
+	back := at
+	*(*uint64)(unsafe.Pointer(&back)) -= uint64(d/time.Second) << 30
+	if back.Sub(at) != 0 || at.Round(0).Sub(back.Round(0)) != d {
+		t.Fatal("time.Time is made of other fields by now")
+	}
+	return back
+}
+
+// A clock that is set back does not silence logs.
+func TestLogLimiterWhenTheClockIsSetBack(t *testing.T) {
+	var logs logLimiter
+	now := time.Now()
+	logs.next(now)
+	if leftOut, ok := logs.next(setBack(t, now.Add(time.Second-1), time.Hour)); ok {
+		t.Errorf("two lines in a second, %d left out", leftOut)
+	}
+	if leftOut, ok := logs.next(setBack(t, now.Add(time.Second), time.Hour)); !ok || leftOut != 1 {
+		t.Errorf("the next second: %v, %d left out, want one", ok, leftOut)
 	}
 }

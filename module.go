@@ -27,10 +27,10 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 
-	"github.com/caddy-egress/caddy-egress/internal/option"
 	"github.com/caddy-egress/caddy-egress/internal/replaybody"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 	"github.com/caddy-egress/caddy-egress/tokensource"
+	"github.com/caddy-egress/caddy-egress/tokenstore"
 
 	// every API is one of these
 	_ "github.com/caddy-egress/caddy-egress/tokenprovider/oauth2"
@@ -54,9 +54,19 @@ type App struct {
 	// A token is requested only if a route uses the credential.
 	Credentials map[string]*Credential `json:"credentials,omitempty"`
 
-	// Bound on the memory of all request bodies kept for a replay, in bytes. A
-	// request whose body does not fit is sent all the same and not replayed.
-	// Each body counts in steps of 32 KiB. Default: `67108864` (64 MiB).
+	// Applications that the gateway knows, by name, for grants of routes to refer
+	// to. A name is made as that of a credential.
+	Callers map[string]*Caller `json:"callers,omitempty"`
+
+	// Has tokens shared with other instances of the gateway, and with its next runs.
+	// Default: each run of each instance has tokens of its own.
+	ShareTokens *ShareTokens `json:"share_tokens,omitempty"`
+
+	// Bound on the memory of all request bodies kept for a replay, in bytes; one
+	// client, by its address or IPv6 /64, has a quarter of it at most. A request
+	// whose body does not fit is sent all the same and not replayed. A body counts
+	// as what it takes: chunks of 1, 2, 4, 8 and 16 KiB, and then 32 KiB each.
+	// Default: `67108864` (64 MiB).
 	ReplayMemory *int64 `json:"replay_memory,omitempty"`
 
 	// Defaults for the options of every route.
@@ -67,8 +77,12 @@ type App struct {
 	events    *caddyevents.App
 	memory    *replaybody.Memory
 	refresher *tokensource.Refresher
+	callers   *callers
+	store     *tokenstore.Store // nil: tokens are not shared
 	named     map[string]tokenprovider.Provider
 	started   chan struct{} // closed by Start
+
+	stopCleaning context.CancelFunc // of store; nil if it does not run
 
 	mu         sync.Mutex
 	inUse      map[string]*activeCredential // by name
@@ -111,11 +125,26 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
+	if a.ShareTokens != nil {
+		store, err := a.ShareTokens.provision(ctx)
+		if err != nil {
+			return err
+		}
+		a.store = store
+	}
 	events, err := ctx.App("events")
 	if err != nil {
 		return fmt.Errorf("getting events app: %w", err)
 	}
 	a.events = events.(*caddyevents.App)
+	if a.callers, err = newCallers(a.Callers, a.logger); err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(a.Callers)) {
+		for _, key := range a.Callers[name].Key {
+			warnOfSecret(a.logger.With(zap.String("caller", name)), "key", key)
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(a.Credentials)) {
 		if err := checkCredentialName(name); err != nil {
 			return err
@@ -129,7 +158,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 			return fmt.Errorf("credential %s: %w", name, err)
 		}
 		a.named[name] = provider
-		warnOfSecretsInConfig(a.logger.With(zap.String("credential", name)), provider)
+		warnOfSecrets(a.logger.With(zap.String("credential", name)), provider)
 	}
 	return nil
 }
@@ -140,17 +169,30 @@ func (a *App) Start() error {
 	defer a.mu.Unlock()
 	close(a.started)
 	for _, c := range a.inUse {
-		c.source.Start()
+		if c.sends {
+			c.source.Start()
+		}
 	}
+	a.callers.watch()
+	a.cleanUpStore()
 	return nil
 }
 
 // Stop ends the refreshing. Requests that still drain get tokens all the same.
 func (a *App) Stop() error {
+	if a.store != nil {
+		defer a.store.CloseSoon() // with mu given up: a module that is being set up is waited for
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	var wg sync.WaitGroup // at the same time, since each may have to tell others
 	for _, c := range a.inUse {
-		c.source.Stop()
+		wg.Go(c.source.Stop)
+	}
+	wg.Wait()
+	a.callers.stopWatching()
+	if a.stopCleaning != nil {
+		a.stopCleaning()
 	}
 	return nil
 }
@@ -161,6 +203,9 @@ func (a *App) Stop() error {
 func (a *App) Cleanup() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.store != nil {
+		a.store.Close() // its storage may be closed by now
+	}
 	acquired := a.acquired
 	a.acquired = nil
 	errs := make([]error, len(acquired))
@@ -200,25 +245,40 @@ func (a *App) use(name string, provider tokenprovider.Provider, options Credenti
 	case ok && used.fingerprint != fingerprint:
 		return nil, fmt.Errorf("credential %s: is given twice with different secrets", name)
 	}
-	// all of one identity have the same options, so any of them will do
-	if same := a.byIdentity[identity]; same != nil && !reflect.DeepEqual(same.options, options) {
+	// all of one identity have the same options and secrets, so any of them will do
+	switch same := a.byIdentity[identity]; {
+	case same == nil:
+	case !reflect.DeepEqual(same.options, options):
 		return nil, fmt.Errorf("credential %s: is also given as %s, with another refresh_before, token_timeout, token_ca or revoke_on_stop; name it once and refer to it", name, same.name())
+	case same.fingerprint != fingerprint:
+		return nil, fmt.Errorf("credential %s: is also given as %s, with another secret; name it once and refer to it", name, same.name())
 	}
 	if ok {
 		return used, nil
 	}
 
-	c := &activeCredential{identity: identity, fingerprint: fingerprint, options: options}
+	c := &activeCredential{identity: identity, fingerprint: fingerprint, options: options, store: a.store}
 	if err := a.activate(c, name, provider); err != nil {
 		return nil, err
 	}
 	a.inUse[name], a.byIdentity[identity] = c, c
+	return c, nil
+}
+
+// send notes that a route sends the tokens of c: they are fetched before they are
+// needed, and kept fresh.
+func (a *App) send(c *activeCredential) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c.sends {
+		return
+	}
+	c.sends = true
 	select {
 	case <-a.started:
 		c.source.Start()
 	default:
 	}
-	return c, nil
 }
 
 // activate gives c its token source and its metrics, which outlive the config.
@@ -228,13 +288,14 @@ func (a *App) activate(c *activeCredential, name string, provider tokenprovider.
 	if err != nil {
 		return err
 	}
-	state, release, err := acquireState(name, c.identity, c.fingerprint)
-	if err != nil {
-		return err
-	}
+	state, release := acquireState(name, c.identity)
 	a.acquired = append(a.acquired, release)
 	grant := provider.Grant()
 	c.metrics, release = acquireMetrics(name, grant.Provider)
+	a.acquired = append(a.acquired, release)
+	c.rateLimit, release = acquireRateLimit(c.identity)
+	a.acquired = append(a.acquired, release)
+	c.quota, release = acquireQuota(grant)
 	a.acquired = append(a.acquired, release)
 	endpoint, release := acquireEndpoint(grant.TokenURL)
 	a.acquired = append(a.acquired, release)
@@ -244,6 +305,8 @@ func (a *App) activate(c *activeCredential, name string, provider tokenprovider.
 		Provider:      provider,
 		Client:        client,
 		State:         state,
+		Shared:        a.shared(name, c.identity),
+		Fingerprint:   c.fingerprint,
 		Refresher:     a.refresher,
 		Endpoint:      endpoint,
 		RefreshBefore: time.Duration(c.options.RefreshBefore),
@@ -272,22 +335,27 @@ func (a *App) client(files []string) (*http.Client, error) {
 	return client, err
 }
 
-// credentials returns the credentials in use, by name.
+// credentials returns the credentials whose tokens routes send, by name.
 func (a *App) credentials() []*activeCredential {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	all := make([]*activeCredential, 0, len(a.inUse))
 	for _, name := range slices.Sorted(maps.Keys(a.inUse)) {
-		all = append(all, a.inUse[name])
+		if c := a.inUse[name]; c.sends {
+			all = append(all, c)
+		}
 	}
 	return all
 }
 
-// credential returns the credential in use of that name; nil if there is none.
+// credential returns one of credentials by its name; nil if there is none.
 func (a *App) credential(name string) *activeCredential {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.inUse[name]
+	if c := a.inUse[name]; c != nil && c.sends {
+		return c
+	}
+	return nil
 }
 
 // waitUntilStarted waits until the app has started or ctx ends.
@@ -297,17 +365,6 @@ func (a *App) waitUntilStarted(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for the egress app to start: %w", context.Cause(ctx))
-	}
-}
-
-// warnOfSecretsInConfig warns where a secret is written in the config itself,
-// where the admin API, config backups and `caddy adapt` show it.
-func warnOfSecretsInConfig(logger *zap.Logger, provider tokenprovider.Provider) {
-	secrets := provider.SecretOptions()
-	for _, name := range slices.Sorted(maps.Keys(secrets)) {
-		if value := secrets[name]; value != "" && !option.IsPlaceholder(value) {
-			logger.Warn("a secret is written in the config itself; give it as {env.NAME} or {file./path}", zap.String("option", name))
-		}
 	}
 }
 

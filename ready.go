@@ -17,11 +17,13 @@ func init() {
 }
 
 // Ready answers probes of load balancers and of Kubernetes: 200 once every
-// credential in use has had its first token, and 503 with the names of those
-// that have none yet before. It does not turn back when a token endpoint fails
-// later: an instance that can still serve would be taken out with all others.
+// credential in use has had its first token, and 503 before. The names of those
+// that have none yet are for peers in the global option clients only, by default
+// this machine. It does not turn back when a token endpoint fails later: an
+// instance that can still serve would be taken out with all others.
 type Ready struct {
-	app *App
+	app   *App
+	guard *guard // of the peers that are told names
 }
 
 // CaddyModule returns the Caddy module information.
@@ -39,11 +41,13 @@ func (h *Ready) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.app = app.(*App)
-	return nil
+	clients, err := parseClients(h.app.Clients)
+	h.guard = &guard{clients: clients}
+	return err
 }
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
-func (h *Ready) ServeHTTP(w http.ResponseWriter, _ *http.Request, _ caddyhttp.Handler) error {
+func (h *Ready) ServeHTTP(w http.ResponseWriter, req *http.Request, _ caddyhttp.Handler) error {
 	answer := struct {
 		Ready   bool     `json:"ready"`
 		Waiting []string `json:"waiting,omitempty"` // credentials without a token yet
@@ -54,9 +58,13 @@ func (h *Ready) ServeHTTP(w http.ResponseWriter, _ *http.Request, _ caddyhttp.Ha
 		}
 	}
 	answer.Ready = len(answer.Waiting) == 0
+	if h.guard.checkClient(req) != nil {
+		answer.Waiting = nil
+	}
 
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
 	if !answer.Ready {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}

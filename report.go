@@ -16,8 +16,10 @@ import (
 // again has one report, of the last try.
 type report struct {
 	credential string
+	caller     string // empty: nobody known
 	outcome    outcome
 	wait       time.Duration
+	charged    *limiter // that of the caller which the request has been taken out of
 }
 
 // reportVar is where a request keeps its report.
@@ -27,32 +29,39 @@ const reportVar = "egress.report"
 // and its access log look there. It has to be called before the request is sent:
 // a connection that is still being dialed when the client has left reads what
 // this writes.
-func reportOf(req *http.Request) *report {
+//
+// With a new report comes what the first attempt needs, in one allocation.
+func reportOf(req *http.Request) (*report, *attempt) {
 	ctx := req.Context()
 	vars, _ := ctx.Value(caddyhttp.VarsCtxKey).(map[string]any)
 	if before, ok := vars[reportVar].(*report); ok {
-		return before
+		return before, nil
 	}
-	r := new(report)
+	first := new(struct {
+		report  report // alone is what others get to see
+		attempt attempt
+	})
+	r := &first.report
 	repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	if !ok {
-		return r
+		return r, &first.attempt
 	}
 	vars[reportVar] = r
 	repl.Map(r.placeholder)
 	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	if ok && server.Logs == nil {
-		return r // no access log
+		return r, &first.attempt // no access log
 	}
 	if fields, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		fields.Add(zap.Inline(r))
 	}
-	return r
+	return r, &first.attempt
 }
 
 // placeholder returns what a placeholder stands for:
 //
 //	{http.reverse_proxy.egress.credential}  the credential's name
+//	{http.reverse_proxy.egress.caller}      the caller's name; empty where nobody known calls
 //	{http.reverse_proxy.egress.outcome}     as the label of caddy_egress_requests_total
 //	{http.reverse_proxy.egress.replayed}    whether the request was sent a second time
 //	{http.reverse_proxy.egress.token_wait}  how long it waited for a token
@@ -60,6 +69,8 @@ func (r *report) placeholder(key string) (any, bool) {
 	switch key {
 	case "http.reverse_proxy.egress.credential":
 		return r.credential, true
+	case "http.reverse_proxy.egress.caller":
+		return r.caller, true
 	case "http.reverse_proxy.egress.outcome":
 		return r.outcome.String(), true
 	case "http.reverse_proxy.egress.replayed":
@@ -73,6 +84,9 @@ func (r *report) placeholder(key string) (any, bool) {
 // MarshalLogObject implements zapcore.ObjectMarshaler: the fields of the access log.
 func (r *report) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	enc.AddString("egress_credential", r.credential)
+	if r.caller != "" {
+		enc.AddString("egress_caller", r.caller)
+	}
 	enc.AddString("egress_outcome", r.outcome.String())
 	return nil
 }

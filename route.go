@@ -1,11 +1,13 @@
 package egress
 
 import (
+	"cmp"
 	"net"
-	"net/netip"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -21,6 +23,12 @@ type RouteOptions struct {
 	// in bytes. A longer body is sent all the same and not replayed. `0` keeps
 	// none. Default: `1048576` (1 MiB).
 	ReplayBuffer *int64 `json:"replay_buffer,omitempty"`
+
+	// Which requests are sent a second time after a 401: `all`; `idempotent`,
+	// those whose method is (RFC 9110 §9.2.2), which are GET, HEAD, PUT, DELETE,
+	// OPTIONS and TRACE; or `off`, none. The answer to the others is the 401; the
+	// next request gets a fresh token all the same. Default: `all`.
+	Replay string `json:"replay,omitempty"`
 
 	// Addresses and ranges of the peers that are served, or `any`; `unix`
 	// stands for clients of a unix socket. It is the peer's own address that
@@ -58,9 +66,11 @@ type RouteOptions struct {
 	// Once the API has said 429 to a request with this credential, answers 429
 	// itself until the time that the API named is over, with what is left of it
 	// in Retry-After: an API may block a key that goes on. Where the API names
-	// none, that is 60 seconds for Understory, and none for others.
+	// none, that is 60 seconds for Understory, and none for others. The value is
+	// how long one 429 counts at most, since it may be meant for one operation or
+	// client; `true` stands for 60 seconds. More than 5 minutes are never waited.
 	// Default: every request goes to the API.
-	RespectRateLimit bool `json:"respect_rate_limit,omitempty"`
+	RespectRateLimit RateLimitMax `json:"respect_rate_limit,omitempty"`
 }
 
 // Operation is a set of requests by method and path.
@@ -79,6 +89,11 @@ const (
 	unixValue = "unix"
 
 	defaultReplayBuffer = 1 << 20
+	defaultRateLimitMax = RateLimitMax(time.Minute)
+
+	replayAll        = "all"
+	replayIdempotent = "idempotent"
+	replayOff        = "off"
 )
 
 // defaultClients are the peers served where nothing is said: this machine.
@@ -88,6 +103,9 @@ var defaultClients = []string{"127.0.0.0/8", "::1", unixValue}
 func (o RouteOptions) withDefaults(app RouteOptions) RouteOptions {
 	if o.ReplayBuffer == nil {
 		o.ReplayBuffer = app.ReplayBuffer
+	}
+	if o.Replay == "" {
+		o.Replay = app.Replay
 	}
 	if o.Clients == nil {
 		o.Clients = app.Clients
@@ -105,7 +123,7 @@ func (o RouteOptions) withDefaults(app RouteOptions) RouteOptions {
 		o.APIHosts = app.APIHosts
 	}
 	o.AllowHTTP = o.AllowHTTP || app.AllowHTTP
-	o.RespectRateLimit = o.RespectRateLimit || app.RespectRateLimit
+	o.RespectRateLimit = cmp.Or(o.RespectRateLimit, app.RespectRateLimit)
 	return o
 }
 
@@ -116,51 +134,95 @@ func (o RouteOptions) replayBuffer() int64 {
 	return *o.ReplayBuffer
 }
 
+// replays reports whether a request with that method is sent a second time.
+func (o RouteOptions) replays(method string) bool {
+	switch o.Replay {
+	case replayOff:
+		return false
+	case replayIdempotent:
+		switch method {
+		case http.MethodGet, http.MethodHead, http.MethodPut, http.MethodDelete, http.MethodOptions, http.MethodTrace:
+			return true
+		}
+		return false
+	}
+	return true
+}
+
 // Options returns the route options in a Caddyfile. What they hold is checked
 // by validate, when all are read.
 func (o *RouteOptions) Options() option.Table {
 	return option.Table{
 		"replay_buffer":      func(d *caddyfile.Dispenser) error { return option.Size(d, &o.ReplayBuffer) },
-		"clients":            o.unmarshalClients,
-		"hosts":              func(d *caddyfile.Dispenser) error { return option.Strings(d, &o.Hosts) },
-		"origins":            func(d *caddyfile.Dispenser) error { return option.Strings(d, &o.Origins) },
-		"allow":              o.unmarshalAllow,
-		"api_hosts":          func(d *caddyfile.Dispenser) error { return option.Strings(d, &o.APIHosts) },
+		"replay":             func(d *caddyfile.Dispenser) error { return option.String(d, &o.Replay) },
+		"clients":            ranges(&o.Clients),
+		"hosts":              stringsOf(&o.Hosts),
+		"origins":            stringsOf(&o.Origins),
+		"allow":              operations(&o.Allow),
+		"api_hosts":          stringsOf(&o.APIHosts),
 		"allow_http":         func(d *caddyfile.Dispenser) error { return option.Flag(d, &o.AllowHTTP) },
-		"respect_rate_limit": func(d *caddyfile.Dispenser) error { return option.Flag(d, &o.RespectRateLimit) },
+		"respect_rate_limit": o.unmarshalRespectRateLimit,
 	}
 }
 
-// unmarshalClients reads `clients <ranges...>`, in which `private_ranges` stands
-// for what Caddy means by it.
-func (o *RouteOptions) unmarshalClients(d *caddyfile.Dispenser) error {
-	err := option.Strings(d, &o.Clients)
-	if i := slices.Index(o.Clients, "private_ranges"); i >= 0 {
-		o.Clients = slices.Concat(o.Clients[:i], caddyhttp.PrivateRangesCIDR(), o.Clients[i+1:])
-	}
-	return err
+// stringsOf returns a reader of values, at least one, into v.
+func stringsOf(v *[]string) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error { return option.Strings(d, v) }
 }
 
-// unmarshalAllow reads `allow [<methods>] <paths...>`.
-func (o *RouteOptions) unmarshalAllow(d *caddyfile.Dispenser) error {
-	args := d.RemainingArgs()
-	var operation Operation
-	if len(args) > 0 && !strings.ContainsAny(args[0], "/*") {
-		operation.Methods = strings.Split(args[0], ",")
-		args = args[1:]
+// ranges returns a reader of `clients <ranges...>` into v, in which
+// `private_ranges` stands for what Caddy means by it.
+func ranges(v *[]string) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		err := option.Strings(d, v)
+		if i := slices.Index(*v, "private_ranges"); i >= 0 {
+			*v = slices.Concat((*v)[:i], caddyhttp.PrivateRangesCIDR(), (*v)[i+1:])
+		}
+		return err
 	}
-	operation.Paths = args
-	if err := operation.validate(); err != nil {
-		return d.WrapErr(err)
+}
+
+// operations returns a reader of `allow [<methods>] <paths...>`, which adds to v.
+func operations(v *[]Operation) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		args := d.RemainingArgs()
+		var operation Operation
+		if len(args) > 0 && !strings.ContainsAny(args[0], "/*") {
+			operation.Methods = strings.Split(args[0], ",")
+			args = args[1:]
+		}
+		operation.Paths = args
+		if err := operation.validate(); err != nil {
+			return d.WrapErr(err)
+		}
+		*v = append(*v, operation)
+		return option.End(d, "allow")
 	}
-	o.Allow = append(o.Allow, operation)
-	return option.End(d, "allow")
+}
+
+// unmarshalRespectRateLimit reads `respect_rate_limit [<max>]`.
+func (o *RouteOptions) unmarshalRespectRateLimit(d *caddyfile.Dispenser) error {
+	name := d.Val()
+	if d.CountRemainingArgs() > 0 {
+		return option.Duration(d, (*caddy.Duration)(&o.RespectRateLimit))
+	}
+	if o.RespectRateLimit != 0 {
+		return d.Errf("%s is already given", name)
+	}
+	o.RespectRateLimit = defaultRateLimitMax
+	return option.End(d, name)
 }
 
 // validate returns an error that names the first option that is wrong.
 func (o RouteOptions) validate() error {
 	if o.replayBuffer() < 0 {
 		return option.Errorf("replay_buffer", "is below zero")
+	}
+	if err := option.OneOf("replay", cmp.Or(o.Replay, replayAll), replayAll, replayIdempotent, replayOff); err != nil {
+		return err
+	}
+	if o.RespectRateLimit < 0 {
+		return option.Errorf("respect_rate_limit", "must be above zero")
 	}
 	if _, err := parseClients(o.Clients); err != nil {
 		return err
@@ -176,10 +238,8 @@ func (o RouteOptions) validate() error {
 			return option.Errorf("origins", "%q is not an origin such as https://app.example.com", origin)
 		}
 	}
-	for _, operation := range o.Allow {
-		if err := operation.validate(); err != nil {
-			return err
-		}
+	if err := validateOperations(o.Allow); err != nil {
+		return err
 	}
 	for _, host := range o.APIHosts {
 		if caddy.IsUnixNetwork(networkOf(host)) {
@@ -190,6 +250,29 @@ func (o RouteOptions) validate() error {
 		}
 	}
 	return nil
+}
+
+// validateOperations returns an error about what is wrong with an allow. One that
+// is empty would undo that of the app.
+func validateOperations(allow []Operation) error {
+	if allow != nil && len(allow) == 0 {
+		return option.Errorf("allow", "is empty, which would permit everything; list operations, or leave it out to have the default")
+	}
+	for _, operation := range allow {
+		if err := operation.validate(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// String returns the operation as `allow` has it in a Caddyfile.
+func (o Operation) String() string {
+	paths := strings.Join(o.Paths, " ")
+	if len(o.Methods) == 0 {
+		return paths
+	}
+	return strings.Join(o.Methods, ",") + " " + paths
 }
 
 func (o Operation) validate() error {
@@ -210,37 +293,4 @@ func (o Operation) validate() error {
 		}
 	}
 	return nil
-}
-
-// clients is who is served, by peer address.
-type clients struct {
-	any    bool
-	unix   bool
-	ranges []netip.Prefix
-}
-
-func parseClients(values []string) (clients, error) {
-	var c clients
-	if values == nil {
-		values = defaultClients
-	}
-	for _, value := range values {
-		switch value {
-		case anyValue:
-			c.any = true
-			continue
-		case unixValue:
-			c.unix = true
-			continue
-		}
-		prefix, err := caddyhttp.CIDRExpressionToPrefix(value)
-		if err != nil || strings.Contains(value, "%") { // a range has no zone
-			return c, option.Errorf("clients", "%q is not an address or range such as 10.0.0.0/8, any or unix", value)
-		}
-		if addr := prefix.Addr(); addr.Is4In6() && prefix.Bits() >= 96 {
-			prefix = netip.PrefixFrom(addr.Unmap(), prefix.Bits()-96)
-		}
-		c.ranges = append(c.ranges, prefix.Masked())
-	}
-	return c, nil
 }

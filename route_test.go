@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -44,8 +45,8 @@ func TestParseClients(t *testing.T) {
 func TestRouteOptionsDefaults(t *testing.T) {
 	full := func(size int64, name string, flag bool) RouteOptions {
 		return RouteOptions{
-			ReplayBuffer: &size, Clients: []string{name}, Hosts: []string{name}, Origins: []string{name},
-			Allow: []Operation{{Methods: []string{name}}}, APIHosts: []string{name}, AllowHTTP: flag, RespectRateLimit: flag,
+			ReplayBuffer: &size, Replay: name, Clients: []string{name}, Hosts: []string{name}, Origins: []string{name},
+			Allow: []Operation{{Methods: []string{name}}}, APIHosts: []string{name}, AllowHTTP: flag, RespectRateLimit: RateLimitMax(size + 1),
 		}
 	}
 	route, app := full(0, "route", false), full(2, "app", false)
@@ -60,10 +61,10 @@ func TestRouteOptionsDefaults(t *testing.T) {
 	if got := (RouteOptions{}).withDefaults(app); !reflect.DeepEqual(got, app) {
 		t.Errorf("a route with none: got %+v", got)
 	}
-	if got := (RouteOptions{}).withDefaults(full(2, "app", true)); !got.AllowHTTP || !got.RespectRateLimit {
+	if got := (RouteOptions{}).withDefaults(full(2, "app", true)); !got.AllowHTTP {
 		t.Errorf("flags of the app: got %+v", got)
 	}
-	if got := full(0, "route", true).withDefaults(app); !got.AllowHTTP || !got.RespectRateLimit {
+	if got := full(0, "route", true).withDefaults(app); !got.AllowHTTP {
 		t.Errorf("flags of the route: got %+v", got)
 	}
 	// matchers are provisioned in place
@@ -98,5 +99,27 @@ func TestRouteOptionsThatAreRight(t *testing.T) {
 		if err := o.validate(); err != nil {
 			t.Errorf("%+v: %v", o, err)
 		}
+	}
+}
+
+func TestReplays(t *testing.T) {
+	for option, want := range map[string]string{
+		"":           "GET HEAD PUT DELETE OPTIONS TRACE POST PATCH LINK",
+		"all":        "GET HEAD PUT DELETE OPTIONS TRACE POST PATCH LINK",
+		"idempotent": "GET HEAD PUT DELETE OPTIONS TRACE",
+		"off":        "",
+	} {
+		var got []string
+		for _, method := range []string{"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "POST", "PATCH", "LINK"} {
+			if (RouteOptions{Replay: option}).replays(method) {
+				got = append(got, method)
+			}
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("replay %s: replays %v, want %s", option, got, want)
+		}
+	}
+	if (RouteOptions{Replay: "idempotent"}).replays("get") { // methods are case-sensitive
+		t.Error("get is taken for GET")
 	}
 }

@@ -45,6 +45,9 @@ type Transport struct {
 	// finds the names that its header_up sets by itself.
 	KeepHeaders []string `json:"keep_headers,omitempty"`
 
+	// Who may use the route, and for what. Default: whoever its guards let pass.
+	Grants []Grant `json:"grant,omitempty"`
+
 	RouteOptions
 
 	reverseproxy.HTTPTransport
@@ -93,13 +96,17 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if err := t.checkEncryption(provider); err != nil {
 		return fmt.Errorf("credential %s: %w", name, err)
 	}
-	if t.guard, err = newGuard(ctx, t.RouteOptions, t.api); err != nil {
+	if t.guard, err = newGuard(ctx, t.RouteOptions, t.api, t.app.callers); err != nil {
 		return fmt.Errorf("credential %s: %w", name, err)
 	}
 	if t.headers, err = newHeaderFilter(t.api, t.KeepHeaders); err != nil {
 		return fmt.Errorf("credential %s: %w", name, err)
 	}
+	t.headers.dropsKeys(t.app.callers.keyHeaders(t.api))
 	if t.credential, err = t.app.use(name, provider, options); err != nil {
+		return err
+	}
+	if err := t.provisionGrants(ctx, provider, options); err != nil {
 		return err
 	}
 
@@ -124,7 +131,11 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 		proxyProtocol: t.ProxyProtocolEnabled(),
 	}
 	t.upstream = &t.HTTPTransport
-	return t.HTTPTransport.Provision(ctx)
+	if err := t.HTTPTransport.Provision(ctx); err != nil {
+		return err
+	}
+	keepAnswers(t.Transport)
+	return nil
 }
 
 // configured returns the credential that the route is configured to use: its
@@ -142,7 +153,7 @@ func (t *Transport) configured(ctx caddy.Context) (string, tokenprovider.Provide
 			return "", nil, Credential{}, err
 		}
 		name := inlineName(provider)
-		warnOfSecretsInConfig(t.logger.With(zap.String("credential", name)), provider)
+		warnOfSecrets(t.logger.With(zap.String("credential", name)), provider)
 		return name, provider, t.Credential, nil
 	case t.CredentialName == "":
 		return "", nil, Credential{}, errors.New("credential or provider is required")
@@ -150,20 +161,76 @@ func (t *Transport) configured(ctx caddy.Context) (string, tokenprovider.Provide
 		return "", nil, Credential{}, fmt.Errorf("credential %s: refresh_before, token_timeout, token_ca and revoke_on_stop belong where it is defined", t.CredentialName)
 	}
 
-	name := t.CredentialName
-	provider, ok := t.app.named[name]
+	provider, ok := t.app.named[t.CredentialName]
 	if !ok {
-		return "", nil, Credential{}, unknownCredential(name, t.app.Credentials)
+		return "", nil, Credential{}, unknownCredential(t.CredentialName, t.app.Credentials)
 	}
-	if t.Scopes != nil && !slices.Equal(t.Scopes, provider.Grant().Scopes) {
-		scoped, err := provider.WithScopes(t.Scopes)
-		if err != nil {
-			return "", nil, Credential{}, fmt.Errorf("credential %s: %w", name, err)
+	name, provider, err := withScopes(t.CredentialName, provider, t.Scopes)
+	return name, provider, *t.app.Credentials[t.CredentialName], err
+}
+
+// withScopes returns a credential that differs in its scopes only, and its name.
+// Without scopes, or with the same, it is the credential itself.
+func withScopes(name string, provider tokenprovider.Provider, scopes []string) (string, tokenprovider.Provider, error) {
+	if scopes == nil || sameSet(scopes, provider.Grant().Scopes) {
+		return name, provider, nil
+	}
+	scoped, err := provider.WithScopes(scopes)
+	if err != nil {
+		return "", nil, fmt.Errorf("credential %s: %w", name, err)
+	}
+	return scopedName(name, scoped), scoped, nil
+}
+
+// sameSet reports whether a and b hold the same values.
+func sameSet(a, b []string) bool {
+	sorted := func(values []string) []string { return slices.Compact(slices.Sorted(slices.Values(values))) }
+	return slices.Equal(sorted(a), sorted(b))
+}
+
+// provisionGrants finds the callers of the route's grants, and a token source for
+// each set of scopes. Without grants the route sends the tokens of its own
+// credential, provider.
+func (t *Transport) provisionGrants(ctx caddy.Context, provider tokenprovider.Provider, options Credential) error {
+	switch {
+	case t.Grants == nil:
+		t.app.send(t.credential)
+		return nil
+	case len(t.Grants) == 0:
+		return errNoGrants
+	}
+	// scopes are those of the credential with others, not those of the route with others
+	base, baseProvider := t.credential.name(), provider
+	if t.CredentialName != "" {
+		base, baseProvider = t.CredentialName, t.app.named[t.CredentialName]
+	}
+	all, err := newGranted(t.Grants, t.app.callers, func(grant *Grant) (*granted, error) {
+		g := &granted{credential: t.credential}
+		if grant.Scopes != nil {
+			name, scoped, err := withScopes(base, baseProvider, grant.Scopes)
+			if err != nil {
+				return nil, err
+			}
+			if g.credential, err = t.app.use(name, scoped, options); err != nil {
+				return nil, err
+			}
 		}
-		provider = scoped
-		name = scopedName(name, provider)
+		t.app.send(g.credential)
+		if grant.Reserve != "" {
+			g.credential.quota.counts.Store(true)
+		}
+		var err error
+		g.allow, err = provisionOperations(ctx, grant.Allow)
+		return g, err
+	})
+	if err != nil {
+		return fmt.Errorf("egress %s: %w", base, err)
 	}
-	return name, provider, *t.app.Credentials[t.CredentialName], nil
+	for _, w := range checkGrants(t.Grants, t.Allow, t.api, provider.Grant().Scopes) {
+		t.logger.Warn(w.message, append(w.fields, zap.String("credential", base))...)
+	}
+	t.guard.grant(all, t.RouteOptions)
+	return nil
 }
 
 // checkEncryption refuses what would send a secret or a token in plain text
@@ -208,9 +275,9 @@ func (t *Transport) RequestHeaderOps() *headers.HeaderOps {
 }
 
 // RoundTrip sends req with a token, and a second time with a fresh one if the
-// API answers 401. It does not change req, its trailers aside.
+// API answers 401. It does not change req, its trailers and headers with keys aside.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	c := call{Transport: t, req: req, probe: isProbe(req)}
+	c := call{Transport: t, req: req, probe: isProbe(req), credential: t.credential}
 	return c.do()
 }
 

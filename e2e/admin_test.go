@@ -171,7 +171,7 @@ func TestAdminAPI(t *testing.T) {
 }
 
 func TestAdminAPIBesideReloads(t *testing.T) {
-	f := newFleet(t)
+	f := newManyCredentials(t)
 	g := egresstest.StartGateway(t, f.routes, egresstest.WithGlobal(f.global))
 	f.warm(t)
 
@@ -195,7 +195,7 @@ func TestAdminAPIBesideReloads(t *testing.T) {
 					t.Errorf("%s: %d %s", path, resp.StatusCode, body)
 					return
 				}
-				if path == "/egress/tokens" && strings.Count(body, `"credential":`) != len(fleetRoutes) {
+				if path == "/egress/tokens" && strings.Count(body, `"credential":`) != len(manyRoutes) {
 					t.Errorf("lists %s", body)
 					return
 				}

@@ -1,8 +1,12 @@
 package e2e_test
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -10,6 +14,10 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"github.com/caddy-egress/caddy-egress/internal/egresstest"
 	"github.com/caddy-egress/caddy-egress/internal/egresstest/paths"
@@ -31,6 +39,7 @@ func disguise(random *rand.Rand, path string) string {
 	slashes := []string{
 		"/", "//", "///", "/./", "/%2e/", "/x/../", "/x/%2e%2e/", "/x/..;/", "/x/%252e%252e/", "/;a=1/", "/;/", ";a=1/", ";/", "%2f", "%2F", "%252f", "%25252F",
 		`\`, "%5c", "%255C", "/x%2f..%2f", "/x/..%2f", "%c0%af", "%e0%80%af", "%25c0%25af", "/%00/", "%00/", "/%20/", "/x/..%00/", ";%2f/", "%3b/", "/.;/", "/..%3ba/x/",
+		"%ef%bc%8f", "/x/%ef%bc%8e%ef%bc%8e/", "/x/..%20/", "/x/.%e2%80%8b./", "/x%3f/", "/x%23/../", "%e2%88%95", "/%25u002e./", "%e2%80%8b/",
 	}
 	var b strings.Builder
 	for i := range len(path) {
@@ -45,7 +54,7 @@ func disguise(random *rand.Rand, path string) string {
 			b.WriteByte(c)
 		}
 	}
-	ends := []string{"", "", "", "", "", "/", "//", ";a=1", "%3ba", "/.", "/..;/", "%00", "%2500", "%20", "%0a", "?x=1", "?_method=DELETE", "#x", "%23x", "%3fx", "%25zz", "%25", "/%2e", ".json", `\`, "/..%2f"}
+	ends := []string{"", "", "", "", "", "/", "//", ";a=1", "%3ba", "/.", "/..;/", "%00", "%2500", "%20", "%0a", "?x=1", "?_method=DELETE", "#x", "%23x", "%3fx", "%25zz", "%25", "/%2e", ".json", "/..%3f", "%253fx", "/..%23", "/..%20", "/%ef%bc%8e.", "%c2%ad", ".", "/...", `\`, "/..%2f"}
 	starts := []string{
 		"", "", "", "", "", "", "/", "//", "/x/..", "/%2e", "/.", "/;a", "//api.test", "/%2fapi.test", `/\api.test`, "/v1/vouchers/..", "/v1/vouchers/%2e%2e", "/v1/vouchers/..%2f..", "/v1/vouchers/x/..;/../..",
 		"/strip", "/strip/", "/strip/..", "/strip%2f", "//strip", "http://127.0.0.1", "http://localhost/", "http://user:password@localhost", "//user:password@127.0.0.1",
@@ -169,8 +178,164 @@ func TestCredentialEndpointsAreNotReached(t *testing.T) {
 		t.Errorf("%d token requests, want the gateway's one", got)
 	}
 	resp, body := g.Get("/v1/oauth/token")
-	if resp.StatusCode != http.StatusForbidden || !strings.Contains(body, `"key":"operation_not_allowed"`) {
-		t.Errorf("answered %d %s", resp.StatusCode, body)
+	checkCredentialEndpoint(t, resp, body)
+}
+
+// checkCredentialEndpoint checks the answer at an endpoint that issues tokens,
+// which OAuth clients have to understand.
+func checkCredentialEndpoint(t *testing.T, resp *http.Response, body string) {
+	t.Helper()
+	var answer struct {
+		Error       string
+		Description string `json:"error_description"`
+	}
+	if err := json.Unmarshal([]byte(body), &answer); err != nil || resp.StatusCode != http.StatusForbidden ||
+		answer.Error != "unauthorized_client" || !strings.HasPrefix(answer.Description, "the gateway authenticates requests to this API itself") {
+		t.Errorf("answered %d %s, %v", resp.StatusCode, body, err)
+	}
+	if strings.ContainsFunc(answer.Description, func(r rune) bool { return r < ' ' || r > '~' || r == '"' || r == '\\' }) {
+		t.Errorf("error_description %q holds what RFC 6749 §5.2 excludes", answer.Description)
+	}
+	want := map[string]string{
+		"Content-Type": "application/json", "Cache-Control": "no-store",
+		"Proxy-Status": `caddy-egress; error=http_request_denied; details="operation_not_allowed"`,
+	}
+	for name, value := range want {
+		if got := resp.Header.Get(name); got != value {
+			t.Errorf("%s is %q, want %q", name, got, value)
+		}
+	}
+}
+
+// The endpoints of the other providers are credential endpoints, too, where they
+// are on the host of the API.
+func TestConfiguredEndpointsAreNotReached(t *testing.T) {
+	api, elsewhere := egresstest.NewRecorder(t), egresstest.NewTokens(t)
+	var issued atomic.Int64
+	api.Handler = func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/OAuth2/Token" && r.PostFormValue("grant_type") == "client_credentials" {
+			issued.Add(1)
+			egresstest.Issue(`,"token_type":"bearer","expires_in":900`)(w, r)
+		}
+	}
+	credential := "client_id gateway\nclient_secret {env." + egresstest.SecretVariable + "}\n"
+	g := egresstest.StartGateway(t, `
+	@understory header X-Way understory
+	handle @understory {
+		egress understory `+api.URL+` {
+			token_url `+api.URL+`/OAuth2/Token
+			`+credential+`
+		}
+	}
+	@elsewhere header X-Way elsewhere
+	handle @elsewhere {
+		egress understory `+api.URL+` {
+			token_url `+elsewhere.URL+`/OAuth2/Token
+			`+credential+`
+		}
+	}
+	handle {
+		egress oauth2 `+api.URL+` {
+			token_url `+api.URL+`/OAuth2/Token
+			revocation_url `+api.URL+`/oauth2/revoke
+			introspection_url `+elsewhere.URL+`/oauth2/introspect
+			`+credential+`
+		}
+	}`)
+	egresstest.Eventually(t, "the gateway's tokens", func() bool { return api.Count() == 2 })
+	get := func(way, path string) (*http.Response, string) {
+		req := g.Request(http.MethodPost, path, nil)
+		req.Header.Set("X-Way", way)
+		return g.Do(req)
+	}
+	for _, way := range []string{"understory", "oauth2"} {
+		for _, path := range []string{"/OAuth2/Token", "/oauth2/token", "/oauth2/token/", "/oauth2/token/x", "/oauth2%2Ftoken", "/oauth2/token%3Fx"} {
+			resp, body := get(way, path)
+			if checkCredentialEndpoint(t, resp, body); t.Failed() {
+				t.Fatalf("at %s of %s", path, way)
+			}
+		}
+	}
+	resp, body := get("oauth2", "/oauth2/revoke")
+	checkCredentialEndpoint(t, resp, body)
+	if got := api.Count(); got != 2 || issued.Load() != 2 {
+		t.Errorf("the API got %d requests, %d of them for a token; want the gateway's two", got, issued.Load())
+	}
+	for way, path := range map[string]string{"oauth2": "/oauth2/introspect", "understory": "/oauth2/tokens", "elsewhere": "/OAuth2/Token"} {
+		if resp, body := get(way, path); resp.StatusCode != http.StatusOK {
+			t.Errorf("%s with %s: %d %s", path, way, resp.StatusCode, body)
+		}
+	}
+}
+
+// In JSON, a list can be empty. It would replace that of the app by nothing.
+func TestEmptyAllowIsAnError(t *testing.T) {
+	const transport = `"protocol":"egress"`
+	config := string(egresstest.NewGateway(t, egresstest.WithGlobal("egress {\nallow GET /v1/*\n}")).Adapt(egresstest.Egress("http://127.0.0.1:1", "http://127.0.0.1:2", "")))
+	if strings.Count(config, transport) != 1 {
+		t.Fatalf("the config has no transport: %s", config)
+	}
+	if err := egresstest.Validate(t, []byte(config)); err != nil {
+		t.Fatal(err)
+	}
+	err := egresstest.Validate(t, []byte(strings.Replace(config, transport, transport+`,"allow":[]`, 1)))
+	if err == nil || !strings.Contains(err.Error(), "allow: is empty, which would permit everything") {
+		t.Errorf("with an empty list in the route: %v", err)
+	}
+	err = egresstest.Validate(t, []byte(strings.Replace(config, `"allow":[{"methods":["GET"],"paths":["/v1/*"]}]`, `"allow":[]`, 1)))
+	if err == nil || !strings.Contains(err.Error(), "allow: is empty") {
+		t.Errorf("with an empty list in the app: %v", err)
+	}
+}
+
+// Over HTTP/2, a target can hold what would end it with HTTP/1.
+func TestSpacesInTargetsOverHTTP2(t *testing.T) {
+	api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
+	route := egresstest.Egress(api.URL, endpoint.URL, "")
+	g := egresstest.StartGateway(t, "handle_path /strip/* {\n"+route+"\n}\nhandle {\n"+route+"\n}")
+	for target, status := range map[string]string{
+		"/v1/a%20b?c=%20d": "200", "/strip/v1/a%20b": "200",
+		"/v1/a b": "400", "/v1/a?b c": "400", "/v1/a?x HTTP/1.1": "400", "/v1/a ": "400", "/strip/v1/a b": "400", "/strip/v1/a?b c": "400",
+	} {
+		before := api.Count()
+		if got := getOverHTTP2(t, g.Addr, target); got != status || api.Count()-before != map[string]int{"200": 1}[status] {
+			t.Errorf("%q is answered %s, want %s; %d requests have reached the API", target, got, status, api.Count()-before)
+		}
+	}
+}
+
+// getOverHTTP2 sends a GET with target as it is, and returns the status.
+func getOverHTTP2(t *testing.T, addr, target string) (status string) {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		t.Fatal(err)
+	}
+	framer := http2.NewFramer(conn, conn)
+	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	for _, field := range [][2]string{{":method", "GET"}, {":scheme", "http"}, {":authority", "localhost"}, {":path", target}} {
+		_ = encoder.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]})
+	}
+	_ = framer.WriteSettings()
+	_ = framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true, EndStream: true})
+	for {
+		frame, err := framer.ReadFrame()
+		if err != nil {
+			t.Fatalf("%q: %v", target, err)
+		}
+		switch frame := frame.(type) {
+		case *http2.MetaHeadersFrame:
+			return frame.PseudoValue("status")
+		case *http2.RSTStreamFrame:
+			return frame.ErrCode.String()
+		}
 	}
 }
 
@@ -180,14 +345,13 @@ func TestRequestFormsThatAreRefused(t *testing.T) {
 	g := egresstest.StartGateway(t, "handle /relative {\n rewrite * relative\n"+route+"\n}\nhandle {\n"+route+"\n}")
 	const badTarget, badMethod = "bad_request_target", "method_not_allowed"
 	for request, key := range map[string]string{
-		"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n":                                                    badMethod,
-		"TRACE / HTTP/1.1\r\nHost: 127.0.0.1\r\n":                                                                          badMethod,
-		"GET http:v1/x HTTP/1.1\r\nHost: 127.0.0.1\r\n":                                                                    badTarget,
-		"GET * HTTP/1.1\r\nHost: 127.0.0.1\r\n":                                                                            badTarget,
-		"GET /relative HTTP/1.1\r\nHost: 127.0.0.1\r\n":                                                                    badTarget,
-		"OPTIONS /relative HTTP/1.1\r\nHost: 127.0.0.1\r\n":                                                                badTarget,
-		"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nConnection: Upgrade\r\n": badTarget,
-		"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: TLS/1.2\r\nConnection: Upgrade\r\n":                                 badTarget,
+		"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n": badMethod,
+		"TRACK / HTTP/1.1\r\nHost: 127.0.0.1\r\n":                       badMethod,
+		"TRACE / HTTP/1.1\r\nHost: 127.0.0.1\r\n":                       badMethod,
+		"GET http:v1/x HTTP/1.1\r\nHost: 127.0.0.1\r\n":                 badTarget,
+		"GET * HTTP/1.1\r\nHost: 127.0.0.1\r\n":                         badTarget,
+		"GET /relative HTTP/1.1\r\nHost: 127.0.0.1\r\n":                 badTarget,
+		"OPTIONS /relative HTTP/1.1\r\nHost: 127.0.0.1\r\n":             badTarget,
 	} {
 		status := map[string]int{badMethod: http.StatusMethodNotAllowed, badTarget: http.StatusBadRequest}[key]
 		resp, body := g.Wire().Send(request + "\r\n")

@@ -61,8 +61,12 @@ func TestAnswersOfTheGateway(t *testing.T) {
 	}
 	routes := ""
 	for name, route := range apis {
-		for id, options := range map[string]string{"ok": "clients 127.0.0.1\nallow GET,HEAD /" + name + "/ok/v1/*", "down": "", "refused": "", "upstream": "to http://127.0.0.1:1"} {
-			routes += egresstest.Site("/"+name+"/"+id+"/", fmt.Sprintf(route, strings.Replace(id, "upstream", "ok", 1), options))
+		for id, options := range map[string]string{"ok": "clients 127.0.0.1\nallow GET,HEAD /" + name + "/ok/v1/*", "down": "", "refused": "", "upstream": "to http://127.0.0.1:1", "relative": ""} {
+			rewrite := ""
+			if id == "relative" {
+				rewrite = "rewrite * relative\n"
+			}
+			routes += egresstest.Site("/"+name+"/"+id+"/", rewrite+fmt.Sprintf(route, strings.NewReplacer("upstream", "ok", "relative", "ok").Replace(id), options))
 		}
 	}
 	g := egresstest.StartGateway(t, routes)
@@ -83,7 +87,8 @@ func TestAnswersOfTheGateway(t *testing.T) {
 		}{
 			{key: "token_unavailable", status: 503, path: "/down/x", proxy: "proxy_internal_error"},
 			{key: "credential_refused", status: 502, path: "/refused/x", proxy: "proxy_configuration_error"},
-			{key: "bad_request_target", status: 400, path: "/ok/v1/x", headers: "Connection: Upgrade\r\nUpgrade: tls/1.2\r\n", proxy: "http_request_error"},
+			{key: "bad_request_target", status: 400, path: "/relative/x", proxy: "http_request_error"},
+			{key: "bad_request_path", status: 400, path: "/ok/v1/x%5Cy", proxy: "http_request_error"},
 			{key: "method_not_allowed", status: 405, path: "/ok/v1/x", method: "TRACE", proxy: "http_request_error"},
 			{key: "client_not_allowed", status: 403, path: "/ok/v1/x", peer: "127.0.0.2", proxy: "http_request_denied", withheld: "clients would permit it"},
 			{key: "host_not_allowed", status: 403, path: "/ok/v1/x", host: "evil.example", proxy: "http_request_denied", withheld: `hosts \"evil.example\" would permit it`},

@@ -15,23 +15,10 @@ import (
 	"testing"
 	"time"
 
-	caddycmd "github.com/caddyserver/caddy/v2/cmd"
-
 	egress "github.com/caddy-egress/caddy-egress"
 	"github.com/caddy-egress/caddy-egress/internal/egresstest"
 	"github.com/caddy-egress/caddy-egress/sandbox"
 )
-
-// asCaddy makes the test binary be Caddy's command. It holds all that
-// ./cmd/caddy does, and what else the tests were built with.
-const asCaddy = "EGRESS_TEST_AS_CADDY"
-
-func init() {
-	if os.Getenv(asCaddy) != "" {
-		caddycmd.Main()
-		os.Exit(0)
-	}
-}
 
 // caddyResult is what came of a command.
 type caddyResult struct {
@@ -44,9 +31,7 @@ func runCaddy(t *testing.T, args ...string) caddyResult {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, os.Args[0], args...)
-	home := t.TempDir()
-	cmd.Env = append(os.Environ(), asCaddy+"=1", "HOME="+home, "XDG_CONFIG_HOME="+home, "XDG_DATA_HOME="+home)
+	cmd := egresstest.CaddyCommand(ctx, t.TempDir(), args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
@@ -219,7 +204,9 @@ func TestCommandsOnARunningCaddy(t *testing.T) {
 
 func TestHelpOfCommands(t *testing.T) {
 	for command, says := range map[string][]string{
-		"":           {"check", "status", "refresh", "revoke", "introspect", "No command shows a secret or a token"},
+		"":           {"access", "check", "key", "status", "refresh", "revoke", "introspect", "No command shows a secret or a token"},
+		"access":     {"--config", "--adapter", "--json", "(anybody)", "no secret is read"},
+		"key":        {"caller", "X-Api-Key", "umask 077"},
 		"check":      {"--config", "--adapter", "--json", "Exits with status 1"},
 		"status":     {"--address", "--config", "--json", "how the tokens of a running Caddy are doing"},
 		"refresh":    {"--address", "Replaces the token"},

@@ -58,7 +58,7 @@ func TestEvents(t *testing.T) {
 	recordedEvents.Lock()
 	recordedEvents.all = nil
 	recordedEvents.Unlock()
-	f := newFleet(t)
+	f := newManyCredentials(t)
 	_, sandboxServer := egresstest.NewSandbox(t, "voucherify")
 	names := []string{"egress.token_obtained", "egress.token_refresh_failed", "egress.credential_refused", "egress.token_rejected", "egress.token_revoked"}
 	global := f.global + "events {\n"

@@ -12,7 +12,7 @@ import (
 )
 
 func TestRefusalsDoNotFloodTheLog(t *testing.T) {
-	f := newFleet(t)
+	f := newManyCredentials(t)
 	g := egresstest.StartWatched(t, f.routes, egresstest.WithGlobal(f.global))
 	start := time.Now()
 	const sent = 300
@@ -57,7 +57,7 @@ func TestRefusalsDoNotFloodTheLog(t *testing.T) {
 }
 
 func TestLogOfAnOutage(t *testing.T) {
-	f := newFleet(t)
+	f := newManyCredentials(t)
 	g := egresstest.StartWatched(t, f.routes, egresstest.WithGlobal(f.global))
 	f.warm(t)
 	of := func(message string) []map[string]any {
@@ -97,7 +97,7 @@ func TestLogOfAnOutage(t *testing.T) {
 }
 
 func TestPlaceholdersAndAccessLog(t *testing.T) {
-	f := newFleet(t)
+	f := newManyCredentials(t)
 	const placeholders = "{http.reverse_proxy.egress.credential} {http.reverse_proxy.egress.outcome} {http.reverse_proxy.egress.replayed} {http.reverse_proxy.egress.token_wait}"
 	routes := strings.ReplaceAll(f.routes, "header_up", `header_down X-Egress "`+placeholders+`"
 		@unavailable status 503

@@ -15,17 +15,18 @@ import (
 )
 
 func TestMetrics(t *testing.T) {
-	f := newFleet(t)
+	f := newManyCredentials(t)
 	g := egresstest.StartWatched(t, f.routes, egresstest.WithGlobal(f.global))
 	f.warm(t)
 
 	outcomes := []string{
 		"forwarded", "replayed", "token_unavailable", "credential_refused", "rate_limited", "client_not_allowed",
 		"host_not_allowed", "origin_not_allowed", "operation_not_allowed", "api_host_not_allowed", "bad_request",
+		"preflight",
 	}
-	all := append(slices.Clone(outcomes), "client_gone") // which has a test of its own
+	all := append(slices.Clone(outcomes), "client_gone", "loop_detected", "too_many_uploads") // which have tests of their own
 	start := f.admin.Metrics(t, f.suffix)
-	for name := range fleetRoutes { // they appear with the first request
+	for name := range manyRoutes { // they appear with the first request
 		if n := start.Sum("requests_total", name); n != 0 {
 			t.Errorf("%v requests of %s before the first", n, name)
 		}
@@ -48,6 +49,10 @@ func TestMetrics(t *testing.T) {
 			req.Header.Set("Origin", "https://c4711.example.com")
 		case "bad_request":
 			req.Method = http.MethodTrace
+		case "preflight":
+			req.Method = http.MethodOptions
+			req.Header.Set("Origin", "https://app.example.com")
+			req.Header.Set("Access-Control-Request-Method", "c4711")
 		case "rate_limited":
 			g.Do(req.Clone(t.Context())) // this one goes to the API
 		}
@@ -130,10 +135,10 @@ func TestMetrics(t *testing.T) {
 
 // checkDurations checks how long token requests took, which belongs to the
 // token endpoint.
-func (f *fleet) checkDurations(t *testing.T, metrics egresstest.Series) {
+func (f *manyCredentials) checkDurations(t *testing.T, metrics egresstest.Series) {
 	t.Helper()
 	var requests float64
-	for name := range fleetRoutes {
+	for name := range manyRoutes {
 		requests += metrics.Sum("token_requests_total", name)
 	}
 	_, body := f.admin.Ask(t, http.MethodGet, "/metrics")
@@ -155,10 +160,10 @@ func (f *fleet) checkDurations(t *testing.T, metrics egresstest.Series) {
 }
 
 // checkLabels checks that all labels have values out of a short list.
-func (f *fleet) checkLabels(t *testing.T, metrics egresstest.Series, outcomes []string) {
+func (f *manyCredentials) checkLabels(t *testing.T, metrics egresstest.Series, outcomes []string) {
 	t.Helper()
 	known := map[string][]string{
-		"credential": slices.Collect(maps.Keys(fleetRoutes)),
+		"credential": slices.Collect(maps.Keys(manyRoutes)),
 		"provider":   {"oauth2"},
 		"outcome":    append([]string{"ok", "transient", "refused", "malformed"}, outcomes...),
 		"trigger":    {"warmup", "demand", "refresh", "rejected"},
@@ -181,7 +186,7 @@ func (f *fleet) checkLabels(t *testing.T, metrics egresstest.Series, outcomes []
 }
 
 func TestMetricsSurviveReloads(t *testing.T) {
-	f := newFleet(t)
+	f := newManyCredentials(t)
 	g := egresstest.StartWatched(t, f.routes, egresstest.WithGlobal(f.global))
 	f.warm(t)
 	g.Get("/forwarded/v1/x")
@@ -239,7 +244,7 @@ func TestMetricsSurviveReloads(t *testing.T) {
 }
 
 func TestClientsThatLeaveAreCounted(t *testing.T) {
-	f := newFleet(t)
+	f := newManyCredentials(t)
 	answer := make(chan struct{})
 	f.tokens.Set(func(e *egresstest.Tokens) { e.Answer = func(http.ResponseWriter, *http.Request) { <-answer } })
 	defer close(answer)
@@ -260,7 +265,7 @@ func TestClientsThatLeaveAreCounted(t *testing.T) {
 
 // A token that comes once its credential is gone leaves no gauge behind.
 func TestCredentialThatLeavesDuringATokenRequest(t *testing.T) {
-	f := newFleet(t)
+	f := newManyCredentials(t)
 	g := egresstest.StartWatched(t, f.routes, egresstest.WithGlobal(f.global))
 	f.warm(t)
 	answer := make(chan struct{})

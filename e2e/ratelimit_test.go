@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -129,5 +130,82 @@ func TestRespectRateLimit(t *testing.T) {
 		if got := api.Count(); got != 1 {
 			t.Errorf("%d requests have reached the API, want 1", got)
 		}
+	})
+}
+
+// A rate limit is that of a credential: another one that has its name after a
+// reload has none of it.
+func TestRateLimitDoesNotOutliveItsCredential(t *testing.T) {
+	api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
+	var limited atomic.Bool
+	api.Handler = func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-RateLimit-Remaining", "7")
+		if limited.Load() {
+			w.Header().Set("Retry-After", "300")
+			w.WriteHeader(http.StatusTooManyRequests)
+		}
+	}
+	admin, option := egresstest.NewAdmin(t)
+	config := func(client string) egresstest.GatewayOption {
+		return egresstest.WithGlobal(option + fmt.Sprintf(`
+	egress {
+		credential promo oauth2 %s {
+			token_url %s
+			client_id %s
+			client_secret {env.%s}
+		}
+	}`, api.URL, endpoint.URL, client, egresstest.SecretVariable))
+	}
+	const routes = "egress promo {\n respect_rate_limit\n}"
+	limited.Store(true)
+	g := egresstest.StartGateway(t, routes, config("one"))
+	g.Get("/v1/x")
+	if resp, body := g.Get("/v1/x"); !strings.Contains(body, `"code":"rate_limited"`) {
+		t.Fatalf("answered %d %s, want the gateway's 429", resp.StatusCode, body)
+	}
+	limited.Store(false)
+	config("another")(g)
+	if err := g.Load(routes); err != nil {
+		t.Fatal(err)
+	}
+	if _, body := admin.Ask(t, http.MethodGet, "/egress/tokens"); strings.Contains(body, `"rate_limit`) || !strings.Contains(body, `"client_id":"another"`) {
+		t.Errorf("the other credential's status has the limit of the first: %s", body)
+	}
+	if resp, body := g.GetAfterReload("/v1/x"); resp.StatusCode != http.StatusOK {
+		t.Errorf("the other credential is answered %d %s, want 200", resp.StatusCode, body)
+	}
+}
+
+// What one client was told with a 429 blocks the others for a while at most,
+// whatever time the API has named.
+func TestRateLimitCountsForMost(t *testing.T) {
+	api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
+	api.Handler = func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/limited") {
+			w.Header().Set("Retry-After", "300")
+			w.WriteHeader(http.StatusTooManyRequests)
+		}
+	}
+	var routes string
+	for path, option := range map[string]string{"/short/": "respect_rate_limit 1s", "/minute/": "respect_rate_limit", "/long/": "respect_rate_limit 5m"} {
+		routes += egresstest.Site(path, egresstest.Egress(api.URL, endpoint.URL, option))
+	}
+	g := egresstest.StartGateway(t, routes)
+	if resp, _ := g.Get("/long/limited"); resp.Header.Get("Retry-After") != "300" {
+		t.Errorf("the API's own answer has %v", resp.Header)
+	}
+	for path, most := range map[string]int{"/short/": 1, "/minute/": 60, "/long/": 300} {
+		resp, body := g.Get(path)
+		if path == "/short/" && resp.StatusCode == http.StatusOK { // it took that long
+			continue
+		}
+		after, _ := strconv.Atoi(resp.Header.Get("Retry-After"))
+		if !strings.Contains(body, `"code":"rate_limited"`) || after > most || after < most-20 {
+			t.Errorf("%s: answered %d %s with Retry-After %d, want about %d", path, resp.StatusCode, body, after, most)
+		}
+	}
+	egresstest.Eventually(t, "the end of the limit", func() bool {
+		resp, _ := g.Get("/short/")
+		return resp.StatusCode == http.StatusOK
 	})
 }

@@ -22,18 +22,26 @@ import (
 )
 
 func TestReadmeCaddyfilesLoad(t *testing.T) {
-	blocks := regexp.MustCompile("(?s)```caddy( fragment)?\n(.*?)```").FindAllStringSubmatch(egresstest.ReadText(t, "../README.md"), -1)
-	if len(blocks) == 0 {
-		t.Fatal("the README holds no Caddyfile")
+	documents, err := filepath.Glob("../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
 	}
-	for i, block := range blocks {
-		fragment, text := block[1] != "", block[2]
-		t.Run(fmt.Sprint(i+1), func(t *testing.T) {
-			if fragment { // of a site
-				text = ":8080 {\n\t" + strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\n", "\n\t") + "\n}\n"
-			}
-			egresstest.CheckCaddyfile(t, text)
-		})
+	loaded := 0
+	for _, document := range append(documents, "../README.md") {
+		blocks := regexp.MustCompile("(?s)```caddy( fragment)?\n(.*?)```").FindAllStringSubmatch(egresstest.ReadText(t, document), -1)
+		for i, block := range blocks {
+			fragment, text := block[1] != "", block[2]
+			t.Run(fmt.Sprint(filepath.Base(document), " ", i+1), func(t *testing.T) {
+				if fragment { // of a site
+					text = ":8080 {\n\t" + strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\n", "\n\t") + "\n}\n"
+				}
+				egresstest.CheckCaddyfile(t, text)
+			})
+			loaded++
+		}
+	}
+	if loaded == 0 {
+		t.Error("the README holds no Caddyfile")
 	}
 }
 
@@ -57,11 +65,14 @@ func TestReadmeExpansion(t *testing.T) {
 // the types that hold the options. Names in a Caddyfile and in JSON are the same.
 var optionTables = map[string]any{
 	"Global option":             egress.App{},
+	"Caller":                    egress.Caller{},
+	"Grant":                     egress.Grant{},
 	"Options of token requests": egress.Credential{},
 	"Route options":             egress.RouteOptions{},
 	"Provider understory":       understory.Provider{},
 	"Provider voucherify":       voucherify.Provider{},
 	"Provider oauth2":           oauth2.Provider{},
+	"egress_token":              egress.TokenEndpoint{},
 }
 
 func TestReadmeNamesEveryOption(t *testing.T) {
@@ -73,6 +84,10 @@ func TestReadmeNamesEveryOption(t *testing.T) {
 			case "", "provider": // not an option; the provider has a table of its own
 			case "credentials":
 				want = append(want, "credential")
+			case "callers":
+				if heading != "Grant" { // whose arguments they are
+					want = append(want, "caller")
+				}
 			default:
 				want = append(want, name)
 			}

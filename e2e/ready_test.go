@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/caddy-egress/caddy-egress/internal/egresstest"
@@ -57,4 +58,31 @@ func TestReady(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("without a credential", 200, `{"ready":true}`)
+}
+
+// Peers outside of the clients of the global option learn whether, not which.
+func TestReadyNamesCredentialsToClientsOnly(t *testing.T) {
+	api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
+	endpoint.Answer = egresstest.Say(http.StatusServiceUnavailable, "")
+	_, option := egresstest.NewAdmin(t)
+	for clients, named := range map[string]bool{"": true, "clients 10.0.0.0/8": false, "clients 127.0.0.2": true, "clients any": true} {
+		global := option + fmt.Sprintf(`egress {
+			%s
+			credential late oauth2 %s {
+				token_url %s
+				client_id late
+				client_secret {env.EGRESS_TEST_SECRET}
+			}
+		}`, clients, api.URL, endpoint.URL)
+		t.Run(clients, func(t *testing.T) {
+			g := egresstest.StartGateway(t, "egress_ready /ready\negress late {\nclients any\n}", egresstest.WithGlobal(global))
+			resp, body := egresstest.NewWire(t, egresstest.From("127.0.0.2", g.Addr)).Send("GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n")
+			if resp.StatusCode != http.StatusServiceUnavailable || !strings.HasPrefix(body, `{"ready":false`) || strings.Contains(body, "late") != named {
+				t.Errorf("answered %d %s, want names: %t", resp.StatusCode, body, named)
+			}
+			if got := resp.Header.Get("X-Content-Type-Options"); got != "nosniff" {
+				t.Errorf("X-Content-Type-Options is %q", got)
+			}
+		})
+	}
 }

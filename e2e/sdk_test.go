@@ -140,12 +140,13 @@ type sdkCall struct {
 	line string
 }
 
-// sdkCalls runs the script against g in a process that knows no secret.
-func sdkCalls(t *testing.T, node string, g *egresstest.Gateway) []sdkCall {
+// sdkCalls runs the script against g in a process that knows no secret of the API's.
+// It may be given the name and the key of a caller.
+func sdkCalls(t *testing.T, node string, g *egresstest.Gateway, caller ...string) []sdkCall {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, node, "calls.mjs", g.URL)
+	cmd := exec.CommandContext(ctx, node, append([]string{"calls.mjs", g.URL}, caller...)...)
 	cmd.Dir = sdkDir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")} // and no HTTP_PROXY
 	cmd.WaitDelay = 5 * time.Second

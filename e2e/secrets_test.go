@@ -148,7 +148,12 @@ func TestNoSecretAndNoTokenIsShown(t *testing.T) {
 			_, _ = io.WriteString(w, `{"error":"invalid_client","error_description":"`+egresstest.Secret+` is not `+egresstest.TokenPrefix+`"}`)
 		}
 	})
-	t.Setenv("EGRESS_TEST_SECRET", egresstest.Secret+"-rotated") // another secret: no token is left
+	t.Setenv("EGRESS_TEST_SECRET", egresstest.Secret+"-rotated") // refused, while the token is left
+	if err := g.Load(routes); err != nil {
+		t.Fatal(err)
+	}
+	egresstest.Eventually(t, "the refusal", func() bool { return strings.Contains(g.Log(), "could not refresh the token") })
+	routes = egresstest.Egress(api.URL, endpoint.URL, "verbose_logs\nscopes other") // without a token
 	if err := g.Load(routes); err != nil {
 		t.Fatal(err)
 	}
@@ -161,6 +166,57 @@ func TestNoSecretAndNoTokenIsShown(t *testing.T) {
 		for _, secret := range []string{egresstest.Secret, egresstest.TokenPrefix} {
 			if strings.Contains(text, secret) {
 				t.Errorf("the %s shows %q:\n%s", what, secret, text)
+			}
+		}
+	}
+}
+
+// Most secrets have digits, and are not taken for an error code for that reason.
+func TestTokenEndpointThatEchoesTheSecretAsItsErrorCode(t *testing.T) {
+	const secret = "CorrectHorseBatteryStaple"
+	f := newSecretFile(t, secret)
+	for name, code := range map[string]string{"itself": secret, "in a longer one": "bad_secret." + strings.ToLower(secret), "in part": "horsebattery"} {
+		t.Run(name, func(t *testing.T) {
+			api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
+			endpoint.SetAnswer(egresstest.Say(http.StatusUnauthorized, `{"error":"`+code+`"}`))
+			admin, option := egresstest.NewAdmin(t)
+			g := egresstest.StartWatched(t, f.route(api, endpoint), egresstest.WithGlobal(option))
+			resp, body := g.Get("/v1/x")
+			egresstest.CheckNoToken(t, resp, body, http.StatusBadGateway)
+			_, status := admin.Ask(t, http.MethodGet, "/egress/tokens")
+			if !strings.Contains(status, `"status":401`) {
+				t.Errorf("the status %s shows no failure", status)
+			}
+			for what, text := range map[string]string{"log": g.Log(), "admin API": status, "answer": body + fmt.Sprint(resp.Header)} {
+				if strings.Contains(strings.ToLower(text), "horsebattery") {
+					t.Errorf("the %s shows the secret:\n%s", what, text)
+				}
+			}
+		})
+	}
+}
+
+func TestSecretFileThatEveryoneMayReadIsWarnedAbout(t *testing.T) {
+	const warning = "everyone on this machine may read the file of a secret; chmod o-r"
+	f := newSecretFile(t, egresstest.Secret)
+	api, endpoint := egresstest.NewRecorder(t), f.endpoint(3600)
+	routes := egresstest.Site("/named", "egress named") + egresstest.Site("/inline", f.route(api, endpoint))
+	g := egresstest.NewGateway(t, egresstest.WithGlobal("egress {\n"+strings.Replace(f.route(api, endpoint), "egress", "credential named", 1)+"\n}"))
+	for mode, want := range map[os.FileMode]int{0o600: 0, 0o640: 0, 0o644: 2} { // one for each credential
+		if err := os.Chmod(f.path, mode); err != nil {
+			t.Fatal(err)
+		}
+		before := len(g.LogLines(warning))
+		if err := egresstest.Validate(t, g.Adapt(routes)); err != nil {
+			t.Fatal(err)
+		}
+		lines := g.LogLines(warning)[before:]
+		if len(lines) != want {
+			t.Errorf("%o: warned %d times, want %d", mode, len(lines), want)
+		}
+		for _, line := range lines {
+			if line["level"] != "warn" || line["option"] != "client_secret" || line["file"] != f.path || line["credential"] == nil {
+				t.Errorf("%o: warned by %v", mode, line)
 			}
 		}
 	}

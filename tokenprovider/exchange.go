@@ -46,12 +46,12 @@ type response struct {
 // newer, verified against roots (nil: those of the system), proxies as in the
 // environment. It follows no redirect, since that would post the secret to
 // another place, and each request has a connection of its own: one kept between
-// requests, which are rare, would be stale when it is needed.
+// requests, which are rare, would be stale when it is needed; see connections.
 func NewClient(roots *x509.CertPool) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
 			Proxy:                  http.ProxyFromEnvironment,
-			DialContext:            (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+			DialContext:            newDial(new(net.Dialer).DialContext),
 			TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
 			TLSHandshakeTimeout:    5 * time.Second,
 			ForceAttemptHTTP2:      true,
@@ -117,8 +117,10 @@ func post(ctx context.Context, client *http.Client, r Request) (*response, error
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 
+	var cs connections
+	defer cs.end()
 	sent := time.Now()
-	resp, err := client.Do(req)
+	resp, err := cs.client(ctx, client).Do(req)
 	if err != nil {
 		return nil, networkError(ctx, err)
 	}

@@ -329,3 +329,80 @@ func TestNoConnectionIsKept(t *testing.T) {
 		t.Error("the connection is still open")
 	}
 }
+
+// slowListener accepts connections whose first answer is held back until gate is
+// closed.
+type slowListener struct {
+	net.Listener
+	gate chan struct{}
+}
+
+func (l slowListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	return slowConn{conn, l.gate}, err
+}
+
+type slowConn struct {
+	net.Conn
+	gate chan struct{}
+}
+
+func (c slowConn) Write(p []byte) (int, error) {
+	<-c.gate
+	return c.Conn.Write(p)
+}
+
+// An http.Transport goes on to connect when the request has ended, and keeps
+// what it gets for another one: with HTTP/2, even if it is told to keep nothing.
+func TestConnectionsEndWithTheirRequest(t *testing.T) {
+	for _, http2 := range []bool{false, true} {
+		var mu sync.Mutex
+		open, connections := make(map[net.Conn]bool), 0
+		server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, `{"access_token":"tok-1"}`)
+		}))
+		gate := make(chan struct{})
+		server.Listener = slowListener{server.Listener, gate}
+		server.Config.ErrorLog = log.New(io.Discard, "", 0)
+		server.Config.ConnState = func(conn net.Conn, state http.ConnState) {
+			mu.Lock()
+			defer mu.Unlock()
+			switch state {
+			case http.StateNew:
+				connections++
+				open[conn] = true
+			case http.StateClosed:
+				delete(open, conn)
+			}
+		}
+		server.EnableHTTP2 = http2
+		server.StartTLS()
+		defer server.Close()
+		roots := x509.NewCertPool()
+		roots.AddCert(server.Certificate())
+		client := NewClient(roots)
+
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		if _, err := RequestToken(ctx, client, request(server.URL)); err == nil {
+			t.Error("a request was answered in the handshake")
+		}
+		close(gate)
+		deadline := time.Now().Add(3 * time.Second)
+		for left := -1; left != 0; time.Sleep(time.Millisecond) {
+			mu.Lock()
+			left = len(open)
+			mu.Unlock()
+			if time.Now().After(deadline) {
+				t.Errorf("HTTP/2 %v: %d connections are open after the request", http2, left)
+				break
+			}
+		}
+		if _, err := RequestToken(t.Context(), client, request(server.URL)); err != nil {
+			t.Error(err)
+		}
+		if connections != 2 {
+			t.Errorf("HTTP/2 %v: two requests over %d connections", http2, connections)
+		}
+	}
+}

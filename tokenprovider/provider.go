@@ -11,6 +11,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -91,8 +92,15 @@ type API struct {
 	// canonical form. They are never taken from a client.
 	CredentialHeaders []string
 
+	// KeyHeaders are the request headers in which the API's SDKs send their secret,
+	// in canonical form: there, a client may send the key that the gateway knows it
+	// by. They are among the CredentialHeaders.
+	KeyHeaders []string
+
 	// CredentialPaths are the API's own credential endpoints, as path prefixes
-	// that end in a slash, in lower case: a client must not reach them.
+	// that end in a slash, in lower case: a client must not reach them. A lone
+	// slash stands for the root only. The function of that name makes them of
+	// the Endpoints.
 	CredentialPaths []string
 
 	// IgnoresCase says that the API reads paths without regard to case.
@@ -110,10 +118,26 @@ type API struct {
 	// calls are left, in canonical form. The first that is present counts.
 	RemainingHeaders []string
 
+	// LimitHeaders are those that say how many calls there are in all, in canonical
+	// form. The first that is present counts.
+	LimitHeaders []string
+
+	// ScopesFor returns the scopes of which one is needed for whatever is at path,
+	// which is decoded and in lower case, and below it; nil where that is not
+	// documented. It serves warnings: nil means that nothing is known.
+	ScopesFor func(path string) []string
+
 	// Error renders an error of the gateway as this API's SDKs decode one:
 	// the body and its media type.
 	Error func(status int, key, message string) (contentType string, body []byte)
 }
+
+// The usual headers that say how many calls are left, and how many there are in
+// all, for APIs that document none.
+var (
+	UsualRemainingHeaders = []string{"X-Rate-Limit-Remaining", "X-Ratelimit-Remaining", "Ratelimit-Remaining"}
+	UsualLimitHeaders     = []string{"X-Rate-Limit-Limit", "X-Ratelimit-Limit", "Ratelimit-Limit"}
+)
 
 // Endpoint is a URL of the authorization server, and the option that sets it.
 type Endpoint struct{ Option, URL string }
@@ -150,7 +174,8 @@ func (g Grant) Identity() string {
 	field("token_url", g.TokenURL)
 	field("client_id", g.ClientID)
 	field("auth_method", g.AuthMethod)
-	field("scopes", g.Scopes...)
+	scopes := slices.Sorted(slices.Values(g.Scopes)) // a set (RFC 6749 §3.3)
+	field("scopes", slices.Compact(scopes)...)
 	field("audience", g.Audience...)
 	field("resource", g.Resource...)
 	for _, p := range g.Params {

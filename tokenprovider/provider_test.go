@@ -66,7 +66,6 @@ func TestIdentityKeepsPartsApart(t *testing.T) {
 		"scopes a bc":      {Scopes: []string{"a", "bc"}},
 		"scopes abc":       {Scopes: []string{"abc"}},
 		"scopes abc empty": {Scopes: []string{"abc", ""}},
-		"scopes c ab":      {Scopes: []string{"c", "ab"}},
 		"scope with size":  {Scopes: []string{"2:ab1:c"}},
 		"audience ab c":    {Audience: []string{"ab", "c"}},
 		"resource ab c":    {Resource: []string{"ab", "c"}},
@@ -84,6 +83,16 @@ func TestIdentityKeepsPartsApart(t *testing.T) {
 			t.Errorf("%s and %s have one identity", name, other)
 		}
 		seen[g.Identity()] = name
+	}
+}
+
+// Scopes are a set (RFC 6749 §3.3): credentials with the same share a token.
+func TestIdentityDoesNotDependOnTheOrderOfScopes(t *testing.T) {
+	want := Grant{Scopes: []string{"a", "b"}}.Identity()
+	for _, scopes := range [][]string{{"b", "a"}, {"a", "b", "a"}} {
+		if got := (Grant{Scopes: scopes}).Identity(); got != want {
+			t.Errorf("scopes %q have another identity than a b", scopes)
+		}
 	}
 }
 

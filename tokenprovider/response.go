@@ -13,15 +13,17 @@ import (
 
 const (
 	// assumedLifetime is that of a token whose answer has none (RFC 6749 §5.1
-	// only recommends expires_in): short enough not to be wrong for long.
+	// only recommends expires_in), or none above zero: short enough not to be
+	// wrong for long. A token that its server took for expired would be of no use,
+	// and the API answers 401 if it is.
 	assumedLifetime = 300 * time.Second
 
 	// maxLifetime bounds what an answer may claim: no token is used longer
 	// than a day without asking the server again.
 	maxLifetime = 24 * time.Hour
 
-	// maxRetryAfter bounds how long a server can make us wait.
-	maxRetryAfter = 5 * time.Minute
+	// MaxRetryAfter bounds how long a server can make us wait.
+	MaxRetryAfter = 5 * time.Minute
 )
 
 // parseToken reads a token response (RFC 6749 §5.1) or the failure it is.
@@ -156,12 +158,18 @@ func isError(r *response, fields map[string]json.RawMessage) bool {
 }
 
 // failureCode returns the error code in fields; empty if there is none that
-// looks like one.
+// looks like one, or it shows something of a secret.
 func failureCode(r *response, fields map[string]json.RawMessage) string {
 	for _, name := range []string{"error", r.request.Errors.Code} {
-		if code, ok := parseString(fields[name]); ok && code != "" {
-			return errorCode(code)
+		code, ok := parseString(fields[name])
+		if !ok || code == "" {
+			continue
 		}
+		code = errorCode(code)
+		if !r.request.Errors.isFinal(code) && r.request.isEchoed(code) {
+			return ""
+		}
+		return code
 	}
 	return ""
 }
@@ -228,7 +236,7 @@ func visibleASCII(s string) bool {
 	return true
 }
 
-// retryAfter returns how long a 429 or 503 asks to wait, at most maxRetryAfter.
+// retryAfter returns how long a 429 or 503 asks to wait, at most MaxRetryAfter.
 func retryAfter(r *response) time.Duration {
 	if r.status != http.StatusTooManyRequests && r.status != http.StatusServiceUnavailable {
 		return 0
@@ -260,6 +268,9 @@ func ParseRetryAfter(header http.Header, now time.Time, retryHeaders ...string) 
 
 // waitOf reads v as a number of seconds after base.
 func waitOf(v string, base float64) (time.Duration, bool) {
+	if v == "" { // as in most answers; parsing it would cost an allocation
+		return 0, false
+	}
 	seconds, ok := parseNumber(strings.TrimSpace(v))
 	if !ok {
 		return 0, false
@@ -271,8 +282,8 @@ func clampWait(seconds float64) time.Duration {
 	switch {
 	case seconds <= 0:
 		return 0
-	case seconds >= maxRetryAfter.Seconds():
-		return maxRetryAfter
+	case seconds >= MaxRetryAfter.Seconds():
+		return MaxRetryAfter
 	}
 	return time.Duration(seconds * float64(time.Second))
 }

@@ -1,6 +1,7 @@
 package tokensource
 
 import (
+	"context"
 	"errors"
 	"math/rand/v2"
 	"time"
@@ -16,6 +17,7 @@ const (
 	transientWanted = 4 * time.Second  // while requests fail for lack of a token
 	refusedFirst    = 5 * time.Second
 	refusedMax      = time.Minute
+	refusedDoubt    = 30 * time.Second // how long a refusal of secrets that were good is doubted
 
 	// backoffJitter is the part of a wait that varies at random, so that
 	// instances do not march in step.
@@ -109,6 +111,16 @@ func backoff(n int, first, limit time.Duration) time.Duration {
 	return min(wait, limit)
 }
 
+// startOver returns f with the wait over, unless the server does not want a token
+// request any sooner, and with the waits to come as after a first failure. Others
+// may hold f itself.
+func (f *failure) startOver(now time.Time) *failure {
+	again := *f
+	again.count = 0
+	again.shortenWait(now)
+	return &again
+}
+
 // shortenWait ends the wait at then, but not before the server allows another
 // token request, and reports whether the wait is shorter now.
 func (f *failure) shortenWait(then time.Time) bool {
@@ -127,42 +139,43 @@ func (f *failure) error(credential string, now time.Time) *Error {
 	return &Error{
 		Credential: credential,
 		Refused:    f.class == tokenprovider.Refused,
-		RetryAfter: max(f.until.Sub(now), 0),
+		RetryAfter: max(Until(f.until, now), 0),
 		Err:        f.err,
 	}
 }
 
-// budget bounds token requests whatever asks for them: a bucket of budgetSize,
-// refilled at one a second.
-type budget struct {
-	left float64
-	at   time.Time
-}
+// The budget of token requests, whatever asks for them; those that 401 answers
+// cause have another.
+const (
+	budgetSize  = 5
+	budgetEvery = time.Second
+)
 
-const budgetSize = 5
-
-// refund puts back what a token request took that was not sent.
-func (b *budget) refund() { b.left++ }
-
-// take takes one token request out of the bucket and returns how long it has
-// to wait for it.
-func (b *budget) take(now time.Time) time.Duration {
-	if !b.at.IsZero() {
-		b.left = min(budgetSize, b.left+now.Sub(b.at).Seconds())
+// forgetRefusal ends the wait after a refusal if the secrets are others by now
+// than those that were refused. It looks at most every secretCheck.
+func (s *Source) forgetRefusal(ctx context.Context) {
+	st := s.state
+	now := time.Now()
+	st.mu.Lock()
+	f := st.failure
+	look := f != nil && f.class == tokenprovider.Refused && now.Sub(f.checked) >= secretCheck
+	if look {
+		f.checked = now
 	}
-	b.at = now
-	b.left--
-	return max(0, time.Duration(-b.left*float64(time.Second)))
-}
-
-// secretChanged reports whether the secrets are others than those that were
-// refused, looking at most every secretCheck. mu is held.
-func (s *Source) secretChanged(now time.Time) bool {
-	f := s.state.failure
-	if f.class != tokenprovider.Refused || now.Sub(f.checked) < secretCheck {
-		return false
+	st.mu.Unlock()
+	if !look {
+		return
 	}
-	f.checked = now
-	secrets, err := s.opts.Provider.Secrets()
-	return err == nil && Fingerprint(secrets) != f.fingerprint
+
+	ctx, cancel := context.WithTimeout(ctx, rememberedWait)
+	defer cancel()
+	secrets, err := s.secrets(ctx)
+	if err != nil || Fingerprint(secrets) == f.fingerprint {
+		return
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.failure == f {
+		st.failure = nil
+	}
 }

@@ -48,7 +48,22 @@ func (e *Endpoint) promote(r *tokenRequest) {
 	if !r.waited && r.queued && r.unsent {
 		e.first = append(e.first, r)
 	}
+	if !r.waited {
+		close(r.wanted)
+	}
 	r.waited = true
+}
+
+// enter takes another place for r, which a client waits for and which has been
+// sent, and reports whether there was one.
+func (e *Endpoint) enter(r *tokenRequest) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !r.waited || e.running >= MaxConcurrent {
+		return false
+	}
+	e.running++
+	return true
 }
 
 // withdraw keeps r from being sent, unless it has been sent or a client waits
@@ -63,7 +78,7 @@ func (e *Endpoint) withdraw(r *tokenRequest) bool {
 	return true
 }
 
-// release gives the place of a request that has ended to the next one.
+// release gives the place of an attempt that has ended to the next request.
 func (e *Endpoint) release() {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -121,7 +121,7 @@ func TestRequestsThatClientsWaitForGoFirst(t *testing.T) {
 		wait(func() error { _, _, err := get(demand); return err })
 		wait(func() error { _, _, err := get(warmups[12]); return err })
 		wait(func() error { _, _, err := get(warmups[12]); return err }) // another client
-		if rejected.Rejected(token, false) == nil {
+		if rejected.Rejected(token, by) == nil {
 			t.Error("a 401 asked for no other token")
 		}
 		wait(func() error { return byHand.Refresh(t.Context()) })
@@ -272,7 +272,7 @@ func TestStoppedSourceLeavesTheQueue(t *testing.T) {
 					t.Errorf("got %s after the stop, want idle: %v", s.Status().Phase, want)
 				}
 				if start := time.Now(); c.want == 0 {
-					if err := state.Retire(t.Context()); err != nil || time.Since(start) != 0 {
+					if err := state.Retire(time.Hour, time.Minute); err != nil || time.Since(start) != 0 {
 						t.Errorf("retired after %v with error %v, want at once", time.Since(start), err)
 					}
 				}
@@ -317,7 +317,7 @@ func TestRetireDoesNotWaitForARequestThatLeavesTheQueue(t *testing.T) {
 		synctest.Wait()
 		time.AfterFunc(time.Second, s.Stop)
 		start := time.Now()
-		if err := state.Retire(t.Context()); err != nil || time.Since(start) != time.Second || r.count() != 0 {
+		if err := state.Retire(time.Hour, time.Minute); err != nil || time.Since(start) != time.Second || r.count() != 0 {
 			t.Errorf("retired after %v with error %v, %d token requests; want it with the stop", time.Since(start), err, r.count())
 		}
 	})

@@ -36,6 +36,10 @@ type issuer struct {
 	noSecret error    // what Secrets fails with
 	granted  []string // scopes, as the answer has them
 	assumed  bool     // the answer has no lifetime
+
+	unanswered int           // how many token requests more are not answered
+	suspended  time.Duration // how much less is left of the lifetime by the wall clock
+	reading    chan struct{} // not nil: reading the secrets hangs until it is closed
 }
 
 func (*issuer) API() tokenprovider.API           { return tokenprovider.API{RateLimitWait: time.Minute} }
@@ -48,6 +52,12 @@ func (i *issuer) WithScopes([]string) (tokenprovider.Provider, error) { return i
 
 func (i *issuer) Secrets() ([]tokenprovider.Secret, error) {
 	i.mu.Lock()
+	reading := i.reading
+	i.mu.Unlock()
+	if reading != nil {
+		<-reading
+	}
+	i.mu.Lock()
 	defer i.mu.Unlock()
 	return []tokenprovider.Secret{tokenprovider.NewSecret(i.secret)}, i.noSecret
 }
@@ -57,6 +67,10 @@ func (i *issuer) Token(ctx context.Context, _ *http.Client) (*tokenprovider.Toke
 	i.mu.Lock()
 	i.requests = append(i.requests, sent)
 	n, hang, panics, latency := len(i.requests), i.hang, i.panics, i.latency
+	if i.unanswered > 0 {
+		i.unanswered--
+		hang = true
+	}
 	i.mu.Unlock()
 	if panics {
 		panic("a defect of the provider")
@@ -83,7 +97,7 @@ func (i *issuer) Token(ctx context.Context, _ *http.Client) (*tokenprovider.Toke
 		value = "token"
 	}
 	return &tokenprovider.Token{
-		Value: tokenprovider.NewSecret(value), Issued: sent, Expires: sent.Add(i.lifetime),
+		Value: tokenprovider.NewSecret(value), Issued: sent, Expires: tokensource.Suspend(sent.Add(i.lifetime), i.suspended),
 		ExpiryAssumed: i.assumed, Scopes: i.granted,
 	}, nil
 }
@@ -110,6 +124,9 @@ func (i *issuer) at(n int) time.Time {
 func newSource(t *testing.T, i *issuer, options ...func(*tokensource.Options)) *tokensource.Source {
 	t.Helper()
 	o := tokensource.Options{Name: "test", Provider: i, State: tokensource.NewState(), Logger: zap.NewNop()}
+	if secrets, err := i.Secrets(); err == nil {
+		o.Fingerprint = tokensource.Fingerprint(secrets)
+	}
 	for _, option := range options {
 		option(&o)
 	}

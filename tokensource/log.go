@@ -2,7 +2,6 @@ package tokensource
 
 import (
 	"errors"
-	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -20,10 +19,12 @@ type logger struct {
 	credential string
 	provider   string
 
-	repeated atomic.Int64 // when a failure was last logged, Unix nanoseconds
-	usable   atomic.Bool  // there was a live token then
-	warned   atomic.Bool  // of what the server does with every token
-	failing  *failure     // the last one, until there is a token; mu of the state is held
+	// mu of the state is held for these.
+	repeated time.Time // when a failure was last logged
+	heldBack time.Time // when a hold was last logged
+	usable   bool      // there was a live token then
+	warned   bool      // of what the server does with every token
+	failing  *failure  // the last one, until there is a token
 }
 
 // named returns the logger with the fields that each line has. A logger with
@@ -51,17 +52,35 @@ func (l *logger) obtained(r *tokenRequest, t *tokenprovider.Token, asked []strin
 	}
 
 	missing := narrower(asked, t.Scopes)
-	if len(missing) == 0 && !t.ExpiryAssumed || l.warned.Swap(true) {
+	if len(missing) == 0 && !t.ExpiryAssumed || l.warned {
 		return
 	}
+	l.warned = true
 	if len(missing) > 0 {
 		l.named().Warn("the authorization server granted less than was asked for; requests that need the rest will be refused",
 			zap.Strings("scopes_missing", missing)) // not those granted: they are what the server sent
 	}
 	if t.ExpiryAssumed {
-		l.named().Warn("the token response tells no lifetime (expires_in); assuming a short one",
+		l.named().Warn("the token response has no lifetime above zero (expires_in); assuming a short one",
 			zap.Duration("lifetime", t.Expires.Sub(t.Issued)))
 	}
+}
+
+// tookOver logs that a token of another instance is in use now.
+func (l *logger) tookOver(t *Token, before *failure, now time.Time) {
+	l.failing = nil
+	level, fields := zap.DebugLevel, []zap.Field{zap.Duration("lifetime", t.Expires.Sub(now))}
+	if before != nil {
+		level, fields = zap.InfoLevel, append(fields, zap.Duration("outage", now.Sub(before.since)))
+	}
+	if l.logger.Core().Enabled(level) {
+		l.named().Log(level, "took over a token of another instance", fields...)
+	}
+}
+
+// dropped logs that another instance has revoked the token.
+func (l *logger) dropped() {
+	l.named().Info("the token was revoked by another instance, and is no longer used")
 }
 
 // failed logs a failed token request if it is the first, of another kind than
@@ -71,13 +90,13 @@ func (l *logger) failed(r *tokenRequest, before *failure, now time.Time, live bo
 	// while a config starts, its own servers may not be up yet: the first try
 	// of all is allowed to fail
 	early := r.trigger == triggerWarmup && before == nil && r.failure.class == tokenprovider.Transient
-	last := time.Unix(0, l.repeated.Load())
-	lost := l.usable.Swap(live) && !live // what was a warning is an error now
-	if before != nil && !lost && sameKind(before.err, r.failure.err) && now.Sub(last) < repeatEvery {
+	lost := l.usable && !live // what was a warning is an error now
+	l.usable = live
+	if before != nil && !lost && sameKind(before.err, r.failure.err) && !l.repeated.IsZero() && now.Sub(l.repeated) < repeatEvery {
 		return
 	}
 	if !early {
-		l.repeated.Store(now.UnixNano())
+		l.repeated = now
 	}
 
 	fields := []zap.Field{
@@ -102,11 +121,17 @@ func (l *logger) failed(r *tokenRequest, before *failure, now time.Time, live bo
 	}
 }
 
-// held logs that a fresh token was rejected as well.
-func (l *logger) held(until, now time.Time) {
+// held logs that a fresh token was rejected as well, at most every repeatEvery:
+// a client can try any number of operations.
+func (l *logger) held(client string, until, now time.Time) {
+	if !l.heldBack.IsZero() && now.Sub(l.heldBack) < repeatEvery {
+		return
+	}
+	l.heldBack = now
 	l.named().Warn("the API rejects a fresh token as well; 401 answers ask for no other for a while",
+		zap.String("client", client),
 		zap.Duration("hold", until.Sub(now)),
-		zap.String("advice", "check that the token is for this API: audience, region, scopes, and whether the key may be used from this address"))
+		zap.String("advice", "check what this client calls; if all clients get 401, that the token is for this API: audience, region, scopes, and whether the key may be used from this address"))
 }
 
 // panicked logs a defect of a provider. The value of the panic is left out: it

@@ -322,7 +322,7 @@ func TestEndOfAnOutageCountsItsAttempts(t *testing.T) {
 func TestWhatTheServerDoesWithEveryTokenIsLoggedOnce(t *testing.T) {
 	const (
 		less    = "warn: the authorization server granted less than was asked for"
-		assumed = "warn: the token response tells no lifetime (expires_in)"
+		assumed = "warn: the token response has no lifetime above zero (expires_in)"
 	)
 	for name, c := range map[string]struct {
 		granted []string

@@ -12,50 +12,102 @@ import (
 const jitterPart = 0.1
 
 // Start requests the first token in the background and keeps it fresh until
-// Stop. A credential that was refused before gets another chance: somebody may
-// just have loaded a config that corrects it.
+// Stop. A token that was obtained with other secrets stays in use until it can be
+// replaced. What failed before is tried again at once, unless the server has said
+// when: somebody may just have loaded a config that corrects it.
 func (s *Source) Start() {
+	s.start()
+	if t := s.state.Current(); t != nil {
+		go s.noteUse(t) // a reload does not wait for a storage
+	}
+}
+
+func (s *Source) start() {
 	st := s.state
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.failure != nil && st.failure.class == tokenprovider.Refused {
-		st.failure = nil
+	now := time.Now()
+	switch {
+	case st.failure == nil:
+	case st.failure.class == tokenprovider.Refused:
+		st.failure = nil // requests wait for the next answer, as at first
+	default:
+		st.failure = st.failure.startOver(now)
 	}
-	st.lastUse = time.Now()
+	if st.current.Load().live() && st.fingerprint != s.opts.Fingerprint {
+		st.renew = s
+	}
+	st.lastUse = now
+	if before := st.newest(nil); before != nil {
+		before.opts.Refresher.remove(before)
+	}
 	st.started = append(st.started, s)
 	st.reschedule()
 }
 
 // Stop ends the refreshing. Requests that still drain get tokens all the same.
 // With the last config that uses the state, a token request that has not been
-// sent is dropped unless a client waits for it.
+// sent is dropped unless a client waits for it, and the token is no longer shared.
 func (s *Source) Stop() {
+	if !s.stop() {
+		return
+	}
+	st := s.state
+	t := st.Current()
+	if t == nil || s.revoke() == nil || !s.leave(t) {
+		return
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.left = t
+}
+
+// stop is Stop, but for what is done with the token. It reports whether s was the
+// last that was started.
+func (s *Source) stop() (last bool) {
 	st := s.state
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	i := slices.Index(st.started, s)
 	if i < 0 {
-		return
+		return false
 	}
 	st.started = slices.Delete(st.started, i, i+1)
+	if st.renew == s {
+		st.renew = nil
+	}
 	s.opts.Refresher.remove(s)
 	if len(st.started) > 0 {
-		return
+		st.reschedule()
+		return false
 	}
-	st.revoke = s.revoke()
+	st.revoke, st.left = s.revoke(), nil
 	if r := st.request; r != nil && r.source.opts.Endpoint.withdraw(r) {
-		st.budget.refund()
+		if r.charged {
+			st.budget.refund()
+		}
 		st.request = nil
 		close(r.done)
+		if r.unlock != nil {
+			go r.unlock()
+		}
 	}
+	return true
 }
 
-// reschedule has each source that was started look again at when a token
+// newest returns the source that was started last, or s if none is. mu is held.
+func (st *State) newest(s *Source) *Source {
+	if n := len(st.started); n > 0 {
+		return st.started[n-1]
+	}
+	return s
+}
+
+// reschedule has the source that was started last look again at when a token
 // request is due in the background. mu is held.
 func (st *State) reschedule() {
-	now := time.Now()
-	for _, s := range st.started {
-		s.opts.Refresher.set(s, s.next(now))
+	if s := st.newest(nil); s != nil {
+		s.opts.Refresher.set(s, s.next(time.Now()))
 	}
 }
 
@@ -65,7 +117,7 @@ func (s *Source) refresh() {
 	now := time.Now()
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.request != nil || !slices.Contains(st.started, s) || now.Before(s.next(now)) {
+	if st.request != nil || s != st.newest(nil) || Until(s.next(now), now) > 0 {
 		return // whatever changed meanwhile has scheduled s again
 	}
 	// due, unless nobody has wanted a token for a whole lifetime
@@ -85,7 +137,7 @@ func (s *Source) refresh() {
 func (s *Source) next(now time.Time) time.Time {
 	st := s.state
 	due := now
-	if t := st.current.Load(); t.live() {
+	if t := st.current.Load(); t.live() && st.renew != s {
 		due = s.refreshAt(t)
 	}
 	if st.failure != nil && st.failure.until.After(due) {

@@ -261,7 +261,7 @@ func TestTriggers(t *testing.T) {
 		check(tokensource.Outcome{Trigger: "refresh", Took: time.Second})
 		_, _, _ = get(s)
 		i.set(func(i *issuer) { i.err, i.latency = down, 0 })
-		s.Rejected(s.Live(), false)
+		s.Rejected(s.Live(), by)
 		check(tokensource.Outcome{Trigger: "rejected", Err: down, Class: tokenprovider.Transient, Live: true})
 		s.Stop()
 		time.Sleep(2 * time.Minute)

@@ -16,6 +16,10 @@ type Refresher struct {
 	changed chan struct{} // has a value once another source is due first, or none is
 }
 
+// lookAgain bounds how long a refresher waits: its timer stands still while the
+// machine is suspended.
+const lookAgain = time.Minute
+
 // NewRefresher returns a refresher without sources.
 func NewRefresher() *Refresher { return &Refresher{changed: make(chan struct{}, 1)} }
 
@@ -96,7 +100,7 @@ func (r *Refresher) next() (s *Source, wait time.Duration) {
 		return nil, 0
 	}
 	s = r.due[0]
-	wait = time.Until(s.schedule.due)
+	wait = min(Until(s.schedule.due, time.Now()), lookAgain)
 	if wait <= 0 {
 		heap.Pop(&r.due)
 	}

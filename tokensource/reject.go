@@ -2,131 +2,79 @@ package tokensource
 
 import (
 	"context"
+	"net/http"
 	"time"
 )
 
-const (
-	holdFirst = 30 * time.Second
-	holdMax   = 10 * time.Minute
+// Sender is whose request carried a token, and for what. A 401 is evidence about
+// these alone: the API may refuse this operation to everyone, or the client may
+// send what nobody should. It says that the token is dead only if a fresh one
+// fares better.
+type Sender struct{ Client, Method, Path string }
 
-	// enough401 answers in a row on a token that worked before look like a
-	// revoked token rather than like one endpoint that always says 401.
-	enough401 = 5
-)
-
-// refreshHold keeps 401 answers from causing token requests again and again
-// where a fresh token does not help: an API that always says 401, or one
-// endpoint that does.
-type refreshHold struct {
-	until     time.Time
-	renewals  int // how often it was renewed without a replay that succeeded
-	overrides int // how often 401 answers in a row have overridden it since
+// HoldsBack reports whether there have been 401 answers lately to which other
+// answers make a difference: see Accepted.
+func (s *Source) HoldsBack() bool {
+	until := s.state.rejections.watched.Load()
+	return until != 0 && time.Now().UnixNano() < until
 }
 
-// renew starts the hold, or doubles it.
-func (h *refreshHold) renew(now time.Time) {
-	h.renewals++
-	h.until = now.Add(backoff(h.renewals, holdFirst, holdMax))
-}
-
-// allows reports whether a 401 on t may cause a token request.
-func (h *refreshHold) allows(t *Token, now time.Time) bool {
-	if !now.Before(h.until) {
-		return true
+// Accepted notes that something other than 401 came back for a request of by.
+func (s *Source) Accepted(by Sender, status int) {
+	if provesNothing(status) {
+		return
 	}
-	// each time this proves wrong it takes twice as many: a busy endpoint that
-	// always says 401 beside a quiet one that does not also sends runs of them
-	if !t.worked.Load() || int64(t.streak.Load()) < enough401<<h.overrides {
-		return false
-	}
-	h.overrides++
-	return true
-}
-
-// Accepted notes that something other than 401 came back for a request that
-// carried t; replay says that it was the second try of a request.
-func (s *Source) Accepted(t *Token, replay bool) {
-	if t.streak.Load() != 0 {
-		t.streak.Store(0)
-	}
-	if !t.worked.Load() {
-		t.worked.Store(true)
-	}
-	if replay {
-		s.state.replayed.Store(true)
-	}
-}
-
-// Rejected notes that 401 came back for a request that carried t, and has the
-// token replaced unless that is held back. It returns the token to replay the
-// request with, or nil: then the 401 is the answer. Only the token that was
-// rejected is taken out of use, never one that came after it.
-func (s *Source) Rejected(t *Token, replay bool) *Fresh {
 	st := s.state
-	now := time.Now()
-	t.streak.Add(1)
-
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	st.rejections.release(by)
+}
+
+// Rejected notes that 401 came back for a request of by that carried t. It
+// returns the token to send the request with a second time, or nil: then the 401
+// is the answer. Where no other token is at hand or under way, one is requested,
+// unless that is held back; until it comes, t stays in use.
+func (s *Source) Rejected(t *Token, by Sender) *Fresh {
+	st := s.state
+	now := time.Now()
+	st.mu.Lock()
+	defer st.mu.Unlock()
+
+	fresh := &Fresh{source: s, by: by, remembered: st.failure}
 	current := st.current.Load()
 	switch {
-	case current == t:
-	case replay:
-		return nil // about a token that was replaced meanwhile
-	case current.live():
-		return &Fresh{source: s, token: current}
+	case current.live() && current != t:
+		fresh.token = current
 	case st.request != nil:
-		return s.replacement()
-	default:
-		return nil // the replacement has failed
-	}
-
-	if st.replayed.Swap(false) { // a fresh token helped: the API means its 401
-		st.refreshHold = refreshHold{}
-	}
-	if t.after401 && !t.held && (replay || !t.worked.Load()) {
-		t.held = true
-		st.refreshHold.renew(now)
-		s.log.held(st.refreshHold.until, now)
-		return nil
-	}
-	if replay || !st.refreshHold.allows(t, now) {
-		return nil
-	}
-	if st.request == nil && st.failure != nil && now.Before(st.failure.until) {
-		// no other token can be had now. This one stays, in case only one
-		// endpoint rejects it, until too many say the same.
-		if t.streak.Load() >= enough401 {
-			st.current.Store(nil)
+		fresh.request = s.requestToWaitFor(triggerRejected)
+	case st.failure != nil && Until(st.failure.until, now) > 0:
+		// no other token can be had now; but one is wanted, as far as this client
+		// may want one
+		if current.live() && st.rejections.allow(by, t, now) && st.failure.shortenWait(st.failure.ifWanted) {
 			st.reschedule()
 		}
 		return nil
+	case !current.live():
+		fresh.request = s.requestToWaitFor(triggerDemand)
+	case st.rejections.allow(by, t, now):
+		fresh.request = s.requestToWaitFor(triggerRejected)
+		fresh.request.by = by
+		fresh.First = true
+	default:
+		return nil
 	}
-
-	st.current.Store(nil)
-	st.rejected = t
-	fresh := s.replacement()
-	fresh.First = true
 	return fresh
 }
 
-// replacement returns the token to come in place of one that was rejected. mu
-// is held.
-func (s *Source) replacement() *Fresh {
-	remembered := s.state.failure
-	r := s.requestToWaitFor(triggerRejected)
-	r.after401 = true
-	return &Fresh{source: s, request: r, remembered: remembered}
-}
-
-// Fresh is a token to replay a request with, perhaps still to come.
+// Fresh is a token to send a request with a second time, perhaps still to come.
 type Fresh struct {
 	source     *Source
+	by         Sender
 	token      *Token
 	request    *tokenRequest
 	remembered *failure
 
-	// First reports whether it was this 401 that took the token out of use.
+	// First reports whether it was this 401 that had the token requested.
 	First bool
 }
 
@@ -136,4 +84,31 @@ func (f *Fresh) Token(ctx context.Context) (*Token, error) {
 		return f.token, nil
 	}
 	return f.source.join(ctx, f.request, f.remembered)
+}
+
+// Answered notes the status of the answer to the second request, which carried
+// t. If that is 401 as well, a fresh token does not help this client with this
+// operation.
+func (f *Fresh) Answered(t *Token, status int) {
+	st := f.source.state
+	now := time.Now()
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	switch {
+	case status == http.StatusUnauthorized:
+		if until, renewed := st.rejections.hold(f.by, t, now); renewed {
+			f.source.log.held(f.by.Client, until, now)
+		}
+	case !provesNothing(status):
+		st.rejections.release(f.by)
+		if f.First && !f.request.shared {
+			st.rejections.refund(f.by, now)
+		}
+	}
+}
+
+// provesNothing reports whether an answer is not about the request: a client can
+// bring an API to say 429, or 5xx, to one that it would answer 401.
+func provesNothing(status int) bool {
+	return status == http.StatusTooManyRequests || status >= 500
 }

@@ -1,7 +1,6 @@
 package tokensource
 
 import (
-	"context"
 	"math/rand/v2"
 	"time"
 
@@ -21,29 +20,37 @@ var Triggers = []string{triggerWarmup, triggerDemand, triggerRefresh, triggerRej
 
 // Outcome is a token request that has ended.
 type Outcome struct {
-	Trigger string               // warmup, demand, refresh or rejected
-	Took    time.Duration        // from when it was sent
-	Token   *tokenprovider.Token // nil if it failed
-	Err     error                // why it failed
-	Class   tokenprovider.Class  // of the failure
-	Live    bool                 // there is a live token all the same
-	Next    time.Duration        // until the next attempt, after a failure
+	Trigger    string               // warmup, demand, refresh or rejected
+	Took       time.Duration        // from when it was sent
+	Token      *tokenprovider.Token // nil if it failed
+	Err        error                // why it failed
+	Class      tokenprovider.Class  // of the failure
+	Live       bool                 // there is a live token all the same
+	Next       time.Duration        // until the next attempt, after a failure
+	Unanswered int                  // how often it was sent again for want of an answer
+	Shared     bool                 // another instance obtained the token: there was no token request
 }
 
 // tokenRequest is a token request under way, shared by all who wait for it.
 type tokenRequest struct {
-	source   *Source
-	trigger  string
-	timeout  time.Duration
-	after401 bool // a 401 waits for it; mu of the state is held
+	source  *Source
+	trigger string
+	timeout time.Duration
 
 	// mu of the endpoint is held for these.
 	unsent bool // it is still to be sent
 	queued bool // it has been in the queue
 	waited bool // a client waits for it
 
-	done    chan struct{} // closed once either of these is set
+	wanted chan struct{} // closed once waited is set
+	by     Sender        // whose 401 has caused it, and is charged with it
+	unlock func()        // gives up the lock that it is sent under; nil: there is none
+
+	charged bool // to the budget
+
+	done    chan struct{} // closed once either of token and failure is set
 	token   *Token
+	shared  bool // the token is one that another instance has obtained
 	failure *failure
 }
 
@@ -58,21 +65,43 @@ func (s *Source) requestToWaitFor(trigger string) *tokenRequest {
 	return r
 }
 
-// startRequest starts a token request, as soon as budget and endpoint permit
-// it, detached from whatever asks for it. mu is held, and no other token
-// request is under way.
+// startRequest starts a token request, detached from whatever asks for it. Where
+// tokens are shared, one that another instance has obtained may take its place. mu
+// is held, and no other token request is under way.
 func (s *Source) startRequest(trigger string) *tokenRequest {
-	st := s.state
-	timeout := s.opts.TokenTimeout
-	wait := st.budget.take(time.Now()) // little more than a second: requests are made one after the other
+	r := s.newRequest(trigger)
+	if r.source.shares() {
+		go r.source.consult(r)
+	} else {
+		r.source.send(r)
+	}
+	return r
+}
+
+// newRequest returns a token request that is under way from now on. It is made as
+// the config says that was loaded last, which may have mended what the others have
+// wrong. mu is held.
+func (s *Source) newRequest(trigger string) *tokenRequest {
 	r := &tokenRequest{
-		source:  s,
+		source:  s.state.newest(s),
 		trigger: trigger,
-		timeout: timeout - wait,
 		unsent:  true,
+		wanted:  make(chan struct{}),
 		done:    make(chan struct{}),
 	}
-	st.request = r
+	s.state.request = r
+	return r
+}
+
+// send sends r as soon as budget and endpoint permit it. mu is held.
+func (s *Source) send(r *tokenRequest) {
+	timeout := s.opts.TokenTimeout
+	var wait time.Duration
+	if r.trigger != triggerRejected { // those have a budget of their own, and are charged already
+		r.charged = true
+		wait = s.state.budget.take(time.Now()) // little more than a second: requests are made one after the other
+	}
+	r.timeout = timeout - wait
 	endpoint := s.opts.Endpoint
 	switch {
 	case wait == 0:
@@ -89,7 +118,6 @@ func (s *Source) startRequest(trigger string) *tokenRequest {
 			s.giveUp(r)
 		}()
 	}
-	return r
 }
 
 // giveUp ends r, which was not sent for lack of budget.
@@ -98,87 +126,89 @@ func (s *Source) giveUp(r *tokenRequest) {
 	s.state.budget.refund()
 	s.state.mu.Unlock()
 	err := &tokenprovider.Error{Class: tokenprovider.Transient, Reason: "the budget of token requests is used up"}
-	s.finish(r, 0, nil, [32]byte{}, err)
+	s.finish(r, Outcome{Err: err}, nil)
 }
 
 // run makes the token request, with a place at the endpoint, and shares its
 // outcome.
 func (s *Source) run(r *tokenRequest) {
 	sent := time.Now()
-	issued, fingerprint, err := s.exchange(r.timeout)
-	s.opts.Endpoint.release()
-	s.finish(r, time.Since(sent), issued, fingerprint, err)
+	a, unanswered := s.exchange(r)
+	s.finish(r, Outcome{Took: time.Since(sent), Token: a.token, Err: a.err, Unanswered: unanswered}, a.secrets)
 }
 
-// exchange makes the token request.
-func (s *Source) exchange(timeout time.Duration) (token *tokenprovider.Token, fingerprint [32]byte, err error) {
-	defer func() {
-		// no request of a client runs this: a panic would end the process
-		if p := recover(); p != nil {
-			s.log.panicked()
-			token, err = nil, &tokenprovider.Error{Class: tokenprovider.Transient, Reason: "internal error, see the log"}
-		}
-	}()
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	secrets, err := s.opts.Provider.Secrets()
-	if err != nil {
-		return nil, fingerprint, err
-	}
-	token, err = s.opts.Provider.Token(ctx, s.opts.Client)
-	return token, Fingerprint(secrets), err
-}
-
-// finish shares the outcome of r with all who wait for it.
-func (s *Source) finish(r *tokenRequest, took time.Duration, issued *tokenprovider.Token, fingerprint [32]byte, err error) {
+// finish shares the outcome of r with all who wait for it, and with other instances.
+func (s *Source) finish(r *tokenRequest, outcome Outcome, secrets []tokenprovider.Secret) {
 	st := s.state
 	now := time.Now()
-	outcome := Outcome{Trigger: r.trigger, Took: took, Token: issued, Err: err}
+	outcome.Trigger = r.trigger
 
 	st.mu.Lock()
-	st.requests++
-	if err != nil {
-		s.failed(r, now, err, fingerprint)
+	st.requests += int64(1 + outcome.Unanswered)
+	st.failures += int64(outcome.Unanswered)
+	if outcome.Err != nil {
+		s.failed(r, now, outcome.Err, secrets)
 		st.failures++
 		outcome.Class, outcome.Next = r.failure.class, r.failure.until.Sub(now)
 		outcome.Live = st.current.Load().live()
 	} else {
-		s.obtained(r, now, issued)
+		s.obtained(r, now, outcome.Token, secrets)
 	}
 	st.request = nil
 	st.reschedule()
 	close(r.done)
+	sharer := st.newest(nil) // the config of r may have ended
+	shares := r.token != nil && sharer != nil && sharer.opts.Shared != nil
+	if shares {
+		r.token.place = sharer.opts.Shared.Place()
+	}
 	st.mu.Unlock()
 
 	if s.opts.OnOutcome != nil {
 		s.opts.OnOutcome(outcome)
 	}
+	if shares {
+		sharer.share(r.token, secrets)
+	}
+	if r.unlock != nil {
+		r.unlock()
+	}
 }
 
 // obtained puts the token that r has obtained into use. mu is held.
-func (s *Source) obtained(r *tokenRequest, now time.Time, issued *tokenprovider.Token) {
+func (s *Source) obtained(r *tokenRequest, now time.Time, issued *tokenprovider.Token, secrets []tokenprovider.Secret) {
 	st := s.state
 	s.log.obtained(r, issued, s.opts.Provider.Grant().Scopes, st.failure, now)
-	r.token = newToken(issued, rand.Float64(), r.after401) //nolint:gosec // no secret
-	st.failure, st.rejected = nil, nil
-	st.lifetime = issued.Expires.Sub(issued.Issued)
-	st.current.Store(r.token)
+	st.tokens++
+	r.token = newToken(issued, st.tokens, rand.Float64()) //nolint:gosec // no secret
+	s.use(r.token, Fingerprint(secrets), now)
+}
+
+// use puts t into use, which was obtained with the secrets of that fingerprint. mu
+// is held.
+func (s *Source) use(t *Token, fingerprint [32]byte, now time.Time) {
+	st := s.state
+	st.failure, st.fingerprint = nil, fingerprint
+	if newest := st.newest(s); newest == s {
+		st.renew = nil
+	} else if fingerprint != newest.opts.Fingerprint {
+		st.renew = newest
+	}
+	st.lifetime = t.Expires.Sub(t.Issued)
+	st.rejections.forgetIdle(now)
+	st.current.Store(t)
 }
 
 // failed notes that r has failed. mu is held.
-func (s *Source) failed(r *tokenRequest, now time.Time, err error, fingerprint [32]byte) {
+func (s *Source) failed(r *tokenRequest, now time.Time, err error, secrets []tokenprovider.Secret) {
 	st := s.state
 	before := st.failure
 	f := newFailure(before, err, now, s.opts.Provider.API().RateLimitWait)
-	f.fingerprint, f.checked = fingerprint, now
-	r.failure, st.failure = f, f
-
-	// a token that was rejected is better than none, unless many requests were
-	// answered 401
-	if st.rejected.live() && st.rejected.streak.Load() < enough401 {
-		st.current.Store(st.rejected)
+	f.fingerprint, f.checked = Fingerprint(secrets), now
+	if f.class == tokenprovider.Refused && f.fingerprint == st.fingerprint && now.Sub(f.since) < refusedDoubt {
+		f.ifWanted = now.Add(transientWanted) // these secrets were good: it may be the server's fault
 	}
-	st.rejected = nil
+	r.failure, st.failure = f, f
 
 	live := st.current.Load()
 	switch {

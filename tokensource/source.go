@@ -37,6 +37,14 @@ type Options struct {
 	// State survives the config.
 	State *State
 
+	// Fingerprint is that of the provider's secrets when the config was loaded. A
+	// token that was obtained with others stays in use until it can be replaced.
+	Fingerprint [32]byte
+
+	// Shared has the token shared with other instances of the gateway. nil: it is
+	// not.
+	Shared Shared
+
 	// Refresher starts the refreshes, and those of other sources with it.
 	// nil: one of its own.
 	Refresher *Refresher
@@ -121,7 +129,8 @@ func (s *Source) Token(ctx context.Context) (*Token, error) {
 }
 
 // firstUse notes, once per token, that the credential is not idle. If it was
-// taken to be idle, a refresh may be due now.
+// taken to be idle, a refresh may be due now. Where tokens are shared, it is called
+// from time to time, and has the stored one looked at.
 func (s *Source) firstUse(t *Token) {
 	st := s.state
 	st.mu.Lock()
@@ -131,10 +140,12 @@ func (s *Source) firstUse(t *Token) {
 	}
 	st.lastUse = time.Now()
 	st.reschedule()
+	st.lookSoon()
 }
 
 // wait returns the token of the request under way, or of a new one.
 func (s *Source) wait(ctx context.Context) (*Token, error) {
+	s.forgetRefusal(ctx)
 	st := s.state
 	now := time.Now()
 
@@ -144,11 +155,11 @@ func (s *Source) wait(ctx context.Context) (*Token, error) {
 		return t, nil
 	}
 	st.lastUse = now
-	if st.failure != nil && s.secretChanged(now) {
-		st.failure = nil
-	}
 	remembered := st.failure
-	if st.request == nil && remembered != nil && now.Before(remembered.until) {
+	if remembered != nil && remembered.shortenWait(remembered.ifWanted) {
+		st.reschedule()
+	}
+	if st.request == nil && remembered != nil && Until(remembered.until, now) > 0 {
 		defer st.mu.Unlock()
 		return nil, s.unavailable(remembered)
 	}
@@ -162,7 +173,11 @@ func (s *Source) wait(ctx context.Context) (*Token, error) {
 func (s *Source) join(ctx context.Context, r *tokenRequest, remembered *failure) (*Token, error) {
 	var timeout <-chan time.Time
 	if remembered != nil {
-		timer := time.NewTimer(rememberedWait)
+		wait := rememberedWait
+		if r.source.opts.Shared != nil {
+			wait += sharedPatience + sharedLastLook
+		}
+		timer := time.NewTimer(wait)
 		defer timer.Stop()
 		timeout = timer.C
 	}
@@ -170,7 +185,9 @@ func (s *Source) join(ctx context.Context, r *tokenRequest, remembered *failure)
 	select {
 	case <-r.done:
 		if r.failure == nil {
-			r.token.used.Store(true)
+			if !r.token.used.Load() {
+				s.firstUse(r.token)
+			}
 			return r.token, nil
 		}
 		failed = r.failure
@@ -194,11 +211,15 @@ func (s *Source) unavailable(f *failure) *Error {
 }
 
 // InUse notes that a request carries t, and returns what to call when the API
-// has answered it. A token is not revoked while a request carries it.
-func (s *Source) InUse(t *Token) (done func()) {
+// has answered it: a token is not revoked while a request carries it. ok is false
+// if it has been revoked meanwhile; the request then needs another.
+func (s *Source) InUse(t *Token) (done func(), ok bool) {
 	if !s.opts.RevokeOnStop {
-		return func() {}
+		return func() {}, true
 	}
-	t.inUse.Add(1)
-	return func() { t.inUse.Add(-1) }
+	if t.inUse.Add(1) < 0 {
+		t.inUse.Add(-1)
+		return nil, false
+	}
+	return func() { t.inUse.Add(-1) }, true
 }

@@ -5,7 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
-	"errors"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -25,24 +25,31 @@ type State struct {
 	mu          sync.Mutex
 	request     *tokenRequest // the token request under way, or nil
 	failure     *failure      // of the last token request; nil once one succeeded
-	rejected    *Token        // taken out of use by a 401, put back if no other can be had
-	refreshHold refreshHold   // bounds the token requests that 401 answers cause
-	budget      budget        // bounds all token requests
+	rejections  rejections    // bound the token requests that 401 answers cause
+	budget      bucket        // bounds all others
+	fingerprint [32]byte      // of the secrets that the token was obtained with
+	renew       *Source       // has other secrets than those: a token request is due
 	lastUse     time.Time     // about when a request last wanted a token
 	lifetime    time.Duration // of the last token; 0 before the first
+	tokens      int64         // how many there were so far
 	requests    int64         // token requests so far
 	failures    int64         // of them failed
-	started     []*Source     // those that keep the token fresh: more than one during a reload
+	started     []*Source     // by config: more than one during a reload; the last keeps the token fresh
 	revoke      revokeFunc    // as the last of them had it, once all are stopped
+	left        *Token        // the token then, if others may use it and none does
 
-	// replayed: a request that was answered 401 succeeded with a fresh token
-	// since the last 401. The hot path sets it, so it needs no lock.
-	replayed atomic.Bool
+	// Where tokens are shared:
+	looking bool              // the stored token is being looked at, or was a moment ago
+	revoked [sha256.Size]byte // digest of the token that was revoked last
+	untold  *Token            // others have not been told of it
+	telling chan struct{}     // has a value while they are
+
+	reading atomic.Int64 // how many reads of the secrets are under way
 }
 
 // NewState returns the state of a credential that has no token yet.
 func NewState() *State {
-	return &State{budget: budget{left: budgetSize}}
+	return &State{budget: newBucket(budgetSize, budgetEvery), rejections: newRejections(), telling: make(chan struct{}, 1)}
 }
 
 // revokeFunc revokes a token; nil: it is left to expire.
@@ -50,34 +57,36 @@ type revokeFunc func(context.Context, tokenprovider.Secret) error
 
 // Retire revokes the token, if the source that was started last has
 // RevokeOnStop: once no token request is under way and no request carries the
-// token any more, or when ctx ends. Requests that still drain can go on using
-// the state: if they need another token, they get one.
-func (st *State) Retire(ctx context.Context) error {
+// token any more, or after patience all the same. Requests that still drain can
+// go on using the state: if they need another token, they get one.
+func (st *State) Retire(patience, timeout time.Duration) error {
+	waiting, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
 	st.mu.Lock()
 	revoke := st.revoke
-	if n := len(st.started); n > 0 {
-		revoke = st.started[n-1].revoke()
+	if s := st.newest(nil); s != nil {
+		revoke = s.revoke()
 	}
-	for revoke != nil && st.request != nil && ctx.Err() == nil {
+	for revoke != nil && st.request != nil && waiting.Err() == nil {
 		done := st.request.done
 		st.mu.Unlock()
 		select {
 		case <-done:
-		case <-ctx.Done():
+		case <-waiting.Done():
 		}
 		st.mu.Lock()
 	}
 	t := st.current.Load()
-	if revoke == nil || !t.live() {
+	if revoke == nil || !t.live() || t.place != "" && t != st.left { // others may use it
 		st.mu.Unlock()
 		return nil
 	}
 	st.current.Store(nil)
 	st.mu.Unlock()
 
-	if err := t.waitUnused(ctx); err != nil {
-		return err
-	}
+	t.retire(waiting)
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
 	return revoke(ctx, t.Value)
 }
 
@@ -111,41 +120,44 @@ func (st *State) GoString() string { return st.String() }
 type Token struct {
 	tokenprovider.Token
 
+	number int64    // those that came later have greater ones
 	header []string // the value of Authorization
 	jitter float64  // of the refresh, in [0,1)
 
-	after401 bool // a 401 caused the token request
-	held     bool // it was answered 401 all the same; mu of the state is held
+	shared bool   // another instance has obtained it
+	place  string // where others may find it; empty: they cannot. mu of the state is held
 
-	used   atomic.Bool  // a request has carried it
-	inUse  atomic.Int64 // how many requests carry it, if the source has RevokeOnStop
-	worked atomic.Bool  // something other than 401 came back for it
-	streak atomic.Int32 // 401 answers in a row
+	used  atomic.Bool  // a request has carried it, lately where tokens are shared
+	inUse atomic.Int64 // how many requests carry it, if the source has RevokeOnStop; below zero once it is retired
 }
 
 // Authorization returns the header's value, to be set as it is. It is shared:
 // the caller must not change it.
 func (t *Token) Authorization() []string { return t.header }
 
-// waitUnused waits until no request carries t. It polls: no client waits for
-// it, and a signal would cost every request.
-func (t *Token) waitUnused(ctx context.Context) error {
+// retired is added to inUse of a token that no further request may carry.
+const retired = math.MinInt64 / 2
+
+// retire waits until no request carries t, or ctx ends, and has none carry it
+// from then on. It polls: no client waits for it, and a signal would cost every
+// request.
+func (t *Token) retire(ctx context.Context) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for t.inUse.Load() > 0 {
+	for !t.inUse.CompareAndSwap(0, retired) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return errors.New("requests still carry the token")
+			t.inUse.Add(retired)
+			return
 		}
 	}
-	return nil
 }
 
-func (t *Token) live() bool { return t != nil && time.Until(t.Expires) > 0 }
+func (t *Token) live() bool { return t != nil && Until(t.Expires, time.Now()) > 0 }
 
-func newToken(issued *tokenprovider.Token, jitter float64, after401 bool) *Token {
-	t := &Token{Token: *issued, jitter: jitter, after401: after401}
+func newToken(issued *tokenprovider.Token, number int64, jitter float64) *Token {
+	t := &Token{Token: *issued, number: number, jitter: jitter}
 	// always "Bearer": servers that say "bearer" mean the same, and some APIs
 	// compare case-sensitively. Capacity 1: an append cannot reach the next user.
 	t.header = []string{"Bearer " + issued.Value.Reveal()}[:1:1]

@@ -40,9 +40,7 @@ func TestRetire(t *testing.T) {
 		return r, state, s
 	}
 	retire := func(state *tokensource.State) error {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		return state.Retire(ctx)
+		return state.Retire(10*time.Second, time.Minute)
 	}
 
 	t.Run("waits for the requests that carry the token", func(t *testing.T) {
@@ -52,7 +50,7 @@ func TestRetire(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			done := s.InUse(token)
+			done, _ := s.InUse(token)
 			time.AfterFunc(3*time.Second, func() {
 				if len(r.revoked) > 0 {
 					t.Error("revoked while a request carried it")
@@ -92,9 +90,18 @@ func TestRetire(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s.InUse(token)
-			if err := retire(state); err == nil || len(r.revoked) > 0 {
-				t.Errorf("revoked %v, error %v; want none and an error", r.revoked, err)
+			stalled, _ := s.InUse(token)
+			start := time.Now()
+			if err := retire(state); err != nil || fmt.Sprint(r.revoked) != "[token-1]" || time.Since(start) != 10*time.Second {
+				t.Errorf("revoked %v after %v, error %v; want token-1 after 10s all the same", r.revoked, time.Since(start), err)
+			}
+			// a request that had taken the token, and has not been sent
+			if _, ok := s.InUse(token); ok {
+				t.Error("a request may carry the token that was revoked")
+			}
+			stalled()
+			if _, ok := s.InUse(token); ok {
+				t.Error("a request may carry the token that was revoked")
 			}
 		})
 	})
@@ -148,9 +155,10 @@ func TestRetireWaitsForEachRequestThatCarriesTheToken(t *testing.T) {
 		}
 		start := time.Now()
 		for _, after := range []time.Duration{time.Second, 2 * time.Second, 3010 * time.Millisecond} {
-			time.AfterFunc(after, s.InUse(token))
+			done, _ := s.InUse(token)
+			time.AfterFunc(after, done)
 		}
-		if err := state.Retire(t.Context()); err != nil {
+		if err := state.Retire(time.Hour, time.Minute); err != nil {
 			t.Fatal(err)
 		}
 		if took := time.Since(start); took < 3010*time.Millisecond || took > 3020*time.Millisecond {
@@ -170,10 +178,8 @@ func TestRetireDoesNotWaitForEverForATokenRequest(t *testing.T) {
 		s.Start()
 		synctest.Wait()
 		s.Stop()
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-		defer cancel()
 		start := time.Now()
-		if err := state.Retire(ctx); err != nil || time.Since(start) != 2*time.Second {
+		if err := state.Retire(2*time.Second, time.Minute); err != nil || time.Since(start) != 2*time.Second {
 			t.Errorf("error %v after %v, want none: there is no token to revoke", err, time.Since(start))
 		}
 	})
@@ -181,7 +187,7 @@ func TestRetireDoesNotWaitForEverForATokenRequest(t *testing.T) {
 
 func TestRetireOfAStateThatNeverStarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		if err := tokensource.NewState().Retire(t.Context()); err != nil {
+		if err := tokensource.NewState().Retire(time.Hour, time.Minute); err != nil {
 			t.Error(err)
 		}
 		newSource(t, &issuer{}).Stop() // does nothing
@@ -211,7 +217,7 @@ func TestRetireAfterReloads(t *testing.T) {
 					before = s
 				}
 				before.Stop()
-				if err := state.Retire(t.Context()); err != nil || (len(r.revoked) > 0) != c.want {
+				if err := state.Retire(time.Hour, time.Minute); err != nil || (len(r.revoked) > 0) != c.want {
 					t.Errorf("revoked %v, error %v; want a token: %v", r.revoked, err, c.want)
 				}
 			})
@@ -234,7 +240,7 @@ func TestRetireOfAnExpiredToken(t *testing.T) {
 		if state.Current() != nil {
 			t.Error("the expired token is in use")
 		}
-		if err := state.Retire(t.Context()); err != nil || len(r.revoked) > 0 {
+		if err := state.Retire(time.Hour, time.Minute); err != nil || len(r.revoked) > 0 {
 			t.Errorf("revoked %v, error %v; want none: it has expired", r.revoked, err)
 		}
 	})

@@ -26,6 +26,7 @@ type Status struct {
 	Issued   time.Time // of the live token; zero without one, as are the next two
 	Expires  time.Time
 	Granted  []string  // nil: as asked for
+	Shared   bool      // another instance obtained the live token
 	Next     time.Time // the next token request is due; zero: when a request needs a token
 	Failure  error     // of the last token request; nil if it succeeded
 	Class    tokenprovider.Class
@@ -45,7 +46,7 @@ func (s *Source) Status() Status {
 
 	status := Status{Requests: st.requests, Failures: st.failures, Ready: st.lifetime != 0}
 	if t := st.current.Load(); t.live() {
-		status.Issued, status.Expires, status.Granted = t.Issued, t.Expires, t.Scopes
+		status.Issued, status.Expires, status.Granted, status.Shared = t.Issued, t.Expires, t.Scopes, t.shared
 		status.Next = s.refreshAt(t)
 	}
 	if f := st.failure; f != nil {
@@ -77,9 +78,11 @@ func (s *Source) Refresh(ctx context.Context) error {
 	st := s.state
 	st.mu.Lock()
 	if st.failure != nil {
-		again := *st.failure // others may hold that one
-		again.count, again.until = 0, time.Time{}
-		st.failure = &again
+		st.failure = st.failure.startOver(time.Time{})
+	}
+	if st.request == nil {
+		r := s.newRequest(triggerRefresh)
+		r.source.send(r) // a token that others have is not what is asked for
 	}
 	r := s.requestToWaitFor(triggerRefresh)
 	st.mu.Unlock()
@@ -93,26 +96,45 @@ var ErrNotSupported = errors.New("the provider of the credential, as it is confi
 // ErrNoToken says that there is no live token.
 var ErrNoToken = errors.New("the credential has no live token")
 
-// Revoke revokes the live token. The next request gets another. It takes no
-// longer than a token request may.
+// Revoke revokes the live token, and has another requested. If it fails, the
+// token stays in use. It takes no longer than a token request may. Where the token
+// is shared, others are told.
 func (s *Source) Revoke(ctx context.Context) error {
 	revoker, ok := s.opts.Provider.(tokenprovider.Revoker)
 	if !ok || !revoker.CanRevoke() {
 		return ErrNotSupported
 	}
-	st := s.state
-	st.mu.Lock()
-	t := st.current.Load()
-	if !t.live() {
-		st.mu.Unlock()
-		return ErrNoToken
-	}
-	st.current.Store(nil)
-	st.reschedule()
-	st.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, s.opts.TokenTimeout)
 	defer cancel()
-	return revoker.Revoke(ctx, s.opts.Client, t.Value)
+	if s.opts.Shared != nil {
+		s.look(ctx) // the one to be revoked is that which all use
+	}
+	st := s.state
+	t := st.Current()
+	if t == nil {
+		return ErrNoToken
+	}
+	if err := revoker.Revoke(ctx, s.opts.Client, t.Value); err != nil {
+		return err
+	}
+	s.revoked(t)
+	if s.opts.Shared != nil {
+		s.tellRevoked(ctx)
+	}
+	return nil
+}
+
+// revoked takes t out of use.
+func (s *Source) revoked(t *Token) {
+	st := s.state
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.revoked = digest(t.Value); s.opts.Shared != nil {
+		st.untold = t
+	}
+	if st.current.CompareAndSwap(t, nil) {
+		st.reschedule()
+	}
 }
 
 // Introspect asks the authorization server about the live token. It takes no

@@ -3,6 +3,7 @@ package tokensource_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"testing"
@@ -146,6 +147,7 @@ type ablerIssuer struct {
 	able    bool
 	latency time.Duration
 	tokens  []string
+	fails   error
 }
 
 func (a *ablerIssuer) CanRevoke() bool     { return a.able }
@@ -154,7 +156,7 @@ func (a *ablerIssuer) CanIntrospect() bool { return a.able }
 func (a *ablerIssuer) Revoke(ctx context.Context, _ *http.Client, token tokenprovider.Secret) error {
 	a.tokens = append(a.tokens, token.Reveal())
 	if a.latency == 0 { // see issuer.Token
-		return nil
+		return a.fails
 	}
 	select {
 	case <-time.After(a.latency):
@@ -261,6 +263,27 @@ func TestRevokedTokenIsReplacedAtOnce(t *testing.T) {
 	})
 }
 
+func TestRevocationThatFailsCanBeRepeated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &ablerIssuer{issuer: &issuer{lifetime: time.Hour}, able: true, fails: errors.New("down")}
+		s := newSource(t, a.issuer, func(o *tokensource.Options) { o.Provider = a })
+		s.Start()
+		token, _ := s.Token(t.Context())
+		for range 2 {
+			if err := s.Revoke(t.Context()); err == nil || s.Live() != token || a.count() != 1 {
+				t.Fatalf("error %v, live token %v, %d token requests; want an error and the token in use", err, s.Live(), a.count())
+			}
+		}
+		a.fails = nil
+		if err := s.Revoke(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(a.tokens); got != "[token-1 token-1 token-1]" || s.Live() == token {
+			t.Errorf("asked to revoke %v, live token %v; want the first each time, and then another", got, s.Live())
+		}
+	})
+}
+
 func TestRevokedTokenStaysOutOfUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &ablerIssuer{issuer: &issuer{lifetime: time.Hour}, able: true}
@@ -268,7 +291,7 @@ func TestRevokedTokenStaysOutOfUse(t *testing.T) {
 		token, _ := s.Token(t.Context())
 		// rejected once, and put back into use
 		a.set(func(i *issuer) { i.err = down })
-		_, _ = s.Rejected(token, false).Token(t.Context())
+		_, _ = s.Rejected(token, by).Token(t.Context())
 		if s.Live() != token {
 			t.Fatal("the rejected token is not in use")
 		}

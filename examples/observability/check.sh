@@ -209,7 +209,7 @@ pass "Prometheus gets the metrics of the gateway"
 sleep 3
 if eventually 1 none 'ALERTS{alertstate="firing"}'; then pass "no alert fires"; else fail "an alert fires though all is well"; fi
 
-# --- one fault after the other, at both APIs at once
+# --- one fault after the other, at both APIs and the storage at once
 
 faults "$understory" '{"token":{"status":503}}'
 faults "$voucherify" '{"api":{"status":401}}'
@@ -229,13 +229,25 @@ faults "$voucherify" '{}'
 refresh promo
 clears EgressRateLimited/bookings EgressCredentialRefused/promo EgressRequestsFailing/promo
 
+# root may write where permissions forbid it, but nobody where a file is in the way
+storage=$XDG_DATA_HOME/caddy/egress
+mv "$storage" "$storage.away"
+touch "$storage"
 faults "$understory" '{"token":{"latency":"5s"}}'
 echo "Pretend-Remaining: 7" >"$work/headers"
 fires "the token endpoint takes 5 s" EgressRequestsWaiting/bookings
 fires "the API says that 7 calls are left" EgressQuotaLow/promo
+fires "a file is where shared tokens are stored" EgressStoreFailing
+if eventually 1 none 'increase(caddy_egress_requests_total{outcome!="forwarded", credential="promo"}[6s]) > 0'; then
+	pass "requests are served meanwhile"
+else
+	fail "requests are not served meanwhile"
+fi
+rm "$storage"
+mv "$storage.away" "$storage"
 faults "$understory" '{}'
 : >"$work/headers"
-clears EgressRequestsWaiting/bookings EgressQuotaLow/promo
+clears EgressRequestsWaiting/bookings EgressQuotaLow/promo EgressStoreFailing
 
 kill "$gateway_pid"
 wait "$gateway_pid" 2>/dev/null || true

@@ -6,23 +6,54 @@ import (
 	"encoding/hex"
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
+
+	"golang.org/x/text/unicode/norm"
 )
 
 // maxReadings bounds in how many ways a path can be read; honest ones have few.
-const maxReadings = 32
+const maxReadings = 64
 
-// Readings returns every way in which an API could read the escaped path:
-// decoded once or repeatedly, as a whole or segment by segment, with doubled
-// slashes merged, with path parameters (;a=1) removed, with what follows two
-// slashes taken for an authority, and any combination of these. In the first
-// one, only the escapes of characters that need none are decoded.
+// Readings returns every way in which an API could read the escaped path, as
+// [url.URL.EscapedPath] returns it: decoded once or repeatedly, as a whole or
+// segment by segment; with doubled slashes merged; with path parameters (;a=1)
+// removed; with what follows two slashes taken for an authority; ended by a ?, #
+// or ; that was escaped; with spaces and dots at the ends of segments removed;
+// with characters beyond ASCII replaced by those that they stand for; and any
+// combination of these. In the first one, the escapes of characters that need
+// none, and of slashes, stay.
 //
 // Dot segments, backslashes, control characters and invalid UTF-8 are errors:
 // no honest client sends them, and APIs disagree about what they mean. The
 // error completes a sentence that begins with "the path".
 func Readings(escaped string) ([]string, error) {
+	if isPlain(escaped) {
+		return []string{escaped}, nil
+	}
+	return readings(escaped)
+}
+
+// isPlain reports whether there is nothing in path that could be read in another
+// way, as in most paths there is not.
+func isPlain(path string) bool {
+	for i := range len(path) {
+		switch c := path[i]; {
+		case c == '.', c == '/':
+			if i > 0 && (path[i-1] == '/' || path[i-1] == '.') || c == '.' && (i == 0 || i == len(path)-1) {
+				return false
+			}
+		case !isUnreserved(c):
+			return false
+		}
+	}
+	return true
+}
+
+// readings is Readings of any path.
+func readings(escaped string) ([]string, error) {
 	var readings []string
 	add := func(path string) {
 		if !slices.Contains(readings, path) {
@@ -49,6 +80,13 @@ func Readings(escaped string) ([]string, error) {
 		add(mergeSlashes(path))
 		add(withoutParams(path))
 		add(withoutAuthority(path))
+		for _, end := range []string{"?", "#", ";"} {
+			before, _, _ := strings.Cut(path, end)
+			add(before)
+		}
+		add(trimSegments(path))
+		add(unescapeUnicode(path))
+		add(fold(path))
 	}
 	return readings, nil
 }
@@ -89,17 +127,93 @@ func checkReading(path string) error {
 		switch c := path[i]; {
 		case c < ' ', c == 0x7f, c == '\\':
 			return errors.New("holds a control character or backslash")
+		case c == 0xc2 && i+1 < len(path) && path[i+1] >= 0x80 && path[i+1] < 0xa0: // U+0080 to U+009F
+			return errors.New("holds a control character or backslash")
 		case c == 0xc0, c == 0xc1, i+1 < len(path) && (c == 0xe0 && path[i+1] < 0xa0 || c == 0xf0 && path[i+1] < 0x90):
 			return errors.New("is not UTF-8") // an overlong encoding of another character
 		}
 	}
 	for segment := range strings.SplitSeq(path, "/") {
-		name, _, _ := strings.Cut(segment, ";")
-		if name == "." || name == ".." {
+		if name, _, _ := strings.Cut(segment, ";"); isDotSegment(name) {
 			return errors.New("holds a dot segment")
 		}
 	}
 	return nil
+}
+
+// isDotSegment reports whether a segment is . or .., or dots and spaces that a
+// server could make it of.
+func isDotSegment(segment string) bool {
+	if segment == "" || strings.Trim(segment, ".") == "" {
+		return segment == "." || segment == ".."
+	}
+	dots := strings.Map(func(r rune) rune {
+		if isSpace(r) {
+			return -1
+		}
+		return r
+	}, segment)
+	return dots != "" && strings.Trim(dots, ".") == ""
+}
+
+// isSpace reports whether r is a space, or a plus sign, which stands for one in
+// forms.
+func isSpace(r rune) bool { return r == '+' || unicode.IsSpace(r) }
+
+// trimSegments cuts spaces off both ends of each segment, and dots off its end,
+// as file systems of Windows do.
+func trimSegments(path string) string {
+	segments := strings.Split(path, "/")
+	for i, segment := range segments {
+		segment = strings.TrimLeftFunc(segment, isSpace)
+		segments[i] = strings.TrimRightFunc(segment, func(r rune) bool { return r == '.' || isSpace(r) })
+	}
+	return strings.Join(segments, "/")
+}
+
+// unescapeUnicode decodes the escapes %uXXXX, which JavaScript's unescape and
+// IIS know.
+func unescapeUnicode(path string) string {
+	var b strings.Builder
+	for {
+		before, after, found := strings.Cut(path, "%u")
+		b.WriteString(before)
+		if !found {
+			return b.String()
+		}
+		path = after
+		if len(after) >= 4 {
+			if r, err := strconv.ParseUint(after[:4], 16, 16); err == nil {
+				b.WriteRune(rune(r))
+				path = after[4:]
+				continue
+			}
+		}
+		b.WriteString("%u")
+	}
+}
+
+// fold replaces characters beyond ASCII by those that a server could take them
+// for: compatibility forms (Unicode's NFKC), such as fullwidth letters, by what
+// they are forms of, others that look like slashes by slashes; and removes those
+// that are not visible.
+func fold(path string) string {
+	if !strings.ContainsFunc(path, func(r rune) bool { return r >= utf8.RuneSelf }) {
+		return path
+	}
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r < utf8.RuneSelf:
+			return r
+		case r == 0x2044, r == 0x2215, r == 0x29f8: // fraction slash, division slash, big solidus
+			return '/'
+		case r == 0x2216, r == 0x29f5, r == 0x29f9: // set minus, reverse solidus operator, big reverse solidus
+			return '\\'
+		case unicode.In(r, unicode.Cf, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point):
+			return -1
+		}
+		return r
+	}, norm.NFKC.String(path))
 }
 
 func mergeSlashes(path string) string {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caddyserver/caddy/v2"
+
 	egress "github.com/caddy-egress/caddy-egress"
 )
 
@@ -28,6 +30,9 @@ func NewAdmin(t *testing.T) (admin Admin, option string) {
 // Ask sends a request to the admin API. What comes back is searched for leaks.
 func (a Admin) Ask(t *testing.T, method, path string) (*http.Response, string) {
 	t.Helper()
+	Eventually(t, "the end of the admin API of before a reload", func() bool { // it would reset connections
+		return caddy.ListenerUsage("tcp", string(a)) <= 1
+	})
 	resp, body, err := a.Try(method, path)
 	if err != nil {
 		t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
@@ -59,8 +60,19 @@ func NewRecorderOver(t *testing.T, start Start) *Recorder {
 	r := new(Recorder)
 	r.Server = httptest.NewUnstartedServer(r)
 	start(r.Server)
-	t.Cleanup(r.Close)
+	t.Cleanup(func() {
+		r.Close()
+		r.CheckKeys(t)
+	})
 	return r
+}
+
+// CheckKeys fails the test if a key of a caller has arrived.
+func (r *Recorder) CheckKeys(t testing.TB) {
+	t.Helper()
+	for _, req := range r.All() {
+		CheckKeys(t, "what arrived at the API", fmt.Sprint(req.Target, req.Header, req.Trailer, req.Body))
+	}
 }
 
 // ServeHTTP implements http.Handler.

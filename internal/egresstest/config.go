@@ -55,7 +55,8 @@ func CheckCaddyfile(t *testing.T, text string) {
 
 // Provide sets the environment variables that text refers to, makes the files
 // below /run/secrets elsewhere, and returns text with their paths. All hold
-// [Secret].
+// [Secret], to which those of callers, who need a key each, add their name.
+// Certificate authorities below /etc are elsewhere, too.
 func Provide(t *testing.T, text string) string {
 	t.Helper()
 	directory := t.TempDir()
@@ -69,10 +70,18 @@ func Provide(t *testing.T, text string) string {
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(path, []byte(Secret+"\n"), 0o600); err != nil {
+		content := Secret
+		if strings.HasPrefix(file[1], "/run/secrets/callers/") {
+			content += filepath.Base(path)
+		}
+		if err := os.WriteFile(path, []byte(content+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		text = strings.ReplaceAll(text, file[0], "{file."+path+"}")
+	}
+	for _, file := range regexp.MustCompile(`trust_pool file (/etc/\S+)`).FindAllStringSubmatch(text, -1) {
+		certificate, _ := KeyPair(t)
+		text = strings.ReplaceAll(text, file[1], certificate)
 	}
 	return text
 }

@@ -30,9 +30,11 @@ type Gateway struct {
 	// before a Load.
 	Global string
 
-	t      *testing.T
+	t      testing.TB
 	log    string // file
+	output string // of the log
 	server string // further options of the server
+	hides  bool   // Caddy keeps Authorization out of its logs
 	bind   string // address it listens on
 }
 
@@ -44,14 +46,25 @@ func WithGlobal(options string) GatewayOption {
 	return func(g *Gateway) { g.Global = options }
 }
 
+// WithCallers is [WithGlobal] for options with callers. Caddy hides Authorization
+// in its logs, as it does by default: else it would show their keys.
+func WithCallers(options string) GatewayOption {
+	return func(g *Gateway) { g.Global, g.hides = options, true }
+}
+
 // WithServer adds options of the server.
 func WithServer(options string) GatewayOption {
 	return func(g *Gateway) { g.server = options }
 }
 
+// WithoutLog has it log nothing, for tests of very many requests.
+func WithoutLog() GatewayOption {
+	return func(g *Gateway) { g.output = "discard" }
+}
+
 // OverUnixSocket has the gateway listen on a unix socket, and its Client use it.
-// Caddy hands one over at a reload without a gap; with TCP, connections that the
-// old listener has not accepted yet are reset, whatever the handler.
+// With TCP, a reload resets the connections that the old listener has not accepted
+// yet, whatever the handler. Caddy hands a unix socket over without that gap.
 func OverUnixSocket() GatewayOption {
 	return func(g *Gateway) {
 		dir, err := os.MkdirTemp("", "egress") // short: the path of a socket is bounded
@@ -71,10 +84,10 @@ func OverUnixSocket() GatewayOption {
 
 // NewGateway returns a gateway that does not run yet; see [Gateway.Adapt] and
 // [Gateway.Load].
-func NewGateway(t *testing.T, options ...GatewayOption) *Gateway {
+func NewGateway(t testing.TB, options ...GatewayOption) *Gateway {
 	t.Helper()
 	g := &Gateway{t: t, Addr: FreeAddr(t), Client: Client, log: filepath.Join(t.TempDir(), "caddy.log"), bind: "127.0.0.1"}
-	g.URL = "http://" + g.Addr
+	g.URL, g.output = "http://"+g.Addr, "file "+g.log
 	for _, option := range options {
 		option(g)
 	}
@@ -82,7 +95,7 @@ func NewGateway(t *testing.T, options ...GatewayOption) *Gateway {
 }
 
 // StartGateway runs Caddy with a site of routes until the test ends.
-func StartGateway(t *testing.T, routes string, options ...GatewayOption) *Gateway {
+func StartGateway(t testing.TB, routes string, options ...GatewayOption) *Gateway {
 	t.Helper()
 	g := NewGateway(t, options...)
 	if err := g.Load(routes); err != nil {
@@ -92,7 +105,10 @@ func StartGateway(t *testing.T, routes string, options ...GatewayOption) *Gatewa
 		if err := caddy.Stop(); err != nil {
 			t.Errorf("stopping: %v", err)
 		}
-		if t.Failed() {
+		if g.hides {
+			CheckKeys(t, "the log", g.Log())
+		}
+		if t.Failed() && g.output != "discard" {
 			t.Logf("log:\n%s", g.Log())
 		}
 	})
@@ -101,7 +117,7 @@ func StartGateway(t *testing.T, routes string, options ...GatewayOption) *Gatewa
 
 // StartWatched is [StartGateway] with an access log, and a look for leaks in the
 // log at the end.
-func StartWatched(t *testing.T, routes string, options ...GatewayOption) *Gateway {
+func StartWatched(t testing.TB, routes string, options ...GatewayOption) *Gateway {
 	t.Helper()
 	g := StartGateway(t, "log\n"+routes, options...)
 	t.Cleanup(func() { CheckLeaks(t, "the log", g.Log()) })
@@ -124,18 +140,22 @@ func (g *Gateway) Adapt(routes string) []byte {
 }
 
 func (g *Gateway) caddyfile(routes string) string {
+	credentials := "log_credentials"
+	if g.hides {
+		credentials = ""
+	}
 	return fmt.Sprintf(`{
 	admin off
 	persist_config off
 	auto_https off
 	grace_period 5s
 	log {
-		output file %s
+		output %s
 		level DEBUG
 		format json
 	}
 	servers {
-		log_credentials
+		%s
 		protocols h1 h2c
 		%s
 	}
@@ -145,7 +165,7 @@ http://:%s {
 	bind %s
 	%s
 }
-`, g.log, g.server, g.Global, Port(g.Addr), g.bind, routes)
+`, g.output, credentials, g.server, g.Global, Port(g.Addr), g.bind, routes)
 }
 
 // Log returns what Caddy has logged.
@@ -158,8 +178,10 @@ func (g *Gateway) Log() string {
 }
 
 // LogLines returns the lines of the log with a message, as JSON objects.
-func (g *Gateway) LogLines(message string) (lines []map[string]any) {
-	for line := range strings.Lines(g.Log()) {
+func (g *Gateway) LogLines(message string) []map[string]any { return logLines(g.Log(), message) }
+
+func logLines(log, message string) (lines []map[string]any) {
+	for line := range strings.Lines(log) {
 		var fields map[string]any
 		if json.Unmarshal([]byte(line), &fields) == nil && fields["msg"] == message {
 			lines = append(lines, fields)
@@ -203,13 +225,19 @@ func (g *Gateway) Try(req *http.Request) (*http.Response, string, error) {
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
+	checkFor(g.t, "the answer", fmt.Sprint(resp.Header, string(body)), keyLeaks)
 	return resp, string(body), err
 }
 
-// GetAfterReload is [Gateway.Get] where a reload has just returned: the old
-// server shuts down in the background, and closes connections that it took last.
+// GetAfterReload is [Gateway.Get] where a reload has just returned, and is
+// answered by the new config: the old server shuts down in the background, still
+// answers on connections that were kept, and resets those that it took last.
 func (g *Gateway) GetAfterReload(path string) (resp *http.Response, body string) {
 	g.t.Helper()
+	Eventually(g.t, "the end of the old listener", func() bool {
+		return caddy.ListenerUsage("tcp", g.Addr) <= 1
+	})
+	g.Client.CloseIdleConnections()
 	Eventually(g.t, "a connection", func() bool {
 		var err error
 		resp, body, err = g.Try(g.Request(http.MethodGet, path, nil))

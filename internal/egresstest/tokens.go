@@ -28,7 +28,7 @@ type Tokens struct {
 }
 
 // NewTokens starts a token endpoint.
-func NewTokens(t *testing.T) *Tokens {
+func NewTokens(t testing.TB) *Tokens {
 	t.Helper()
 	e := &Tokens{Lifetime: 3600}
 	e.Server = httptest.NewServer(e)
@@ -127,7 +127,10 @@ func NewService(t *testing.T) *Service {
 	t.Helper()
 	s := &Service{Tokens: Tokens{Lifetime: 3600}}
 	s.Server = httptest.NewServer(s)
-	t.Cleanup(func() { s.Server.Close() })
+	t.Cleanup(func() {
+		s.Server.Close()
+		s.API.CheckKeys(t)
+	})
 	return s
 }
 

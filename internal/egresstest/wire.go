@@ -12,14 +12,14 @@ import (
 
 // Wire is an HTTP/1 connection that sends what it is given, byte for byte.
 type Wire struct {
-	t      *testing.T
+	t      testing.TB
 	dial   func() (net.Conn, error)
 	conn   net.Conn
 	reader *bufio.Reader
 }
 
 // NewWire returns a wire that dials when it is first used.
-func NewWire(t *testing.T, dial func() (net.Conn, error)) *Wire {
+func NewWire(t testing.TB, dial func() (net.Conn, error)) *Wire {
 	t.Helper()
 	w := &Wire{t: t, dial: dial}
 	t.Cleanup(w.hangUp)
@@ -45,18 +45,23 @@ func (w *Wire) hangUp() {
 // that an earlier request has ended is made anew.
 func (w *Wire) Send(request string) (*http.Response, string) {
 	w.t.Helper()
+	resp, body, err := w.TrySend(request)
+	if err != nil {
+		w.t.Fatalf("%q: %v", request, err)
+	}
+	return resp, body
+}
+
+// TrySend is [Wire.Send] for requests that may fail, and for fuzz targets.
+func (w *Wire) TrySend(request string) (*http.Response, string, error) {
 	for {
 		fresh := w.conn == nil
 		resp, body, err := w.try(request)
-		if err == nil {
-			if resp.Close {
-				w.hangUp()
-			}
-			return resp, body
+		if err == nil && resp.Close || err != nil {
+			w.hangUp()
 		}
-		w.hangUp()
-		if fresh {
-			w.t.Fatalf("%q: %v", request, err)
+		if err == nil || fresh {
+			return resp, body, err
 		}
 	}
 }
@@ -83,7 +88,7 @@ func (w *Wire) try(request string) (*http.Response, string, error) {
 }
 
 // FreeAddr returns a loopback address that the kernel picked.
-func FreeAddr(t *testing.T) string {
+func FreeAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -4,6 +4,7 @@
 package option
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"net/url"
@@ -135,13 +136,21 @@ func End(d *caddyfile.Dispenser, name string) error {
 	return nil
 }
 
+// ErrNoValue says that a placeholder stands for nothing: it is not set, or its
+// file is empty, not there, or not readable.
+var ErrNoValue = errors.New("has no value")
+
 // Resolve returns value with its placeholders replaced by what they stand for
-// now. A placeholder that is unknown or empty is an error; the error names the
-// option and where the value comes from, never the value.
+// now. A placeholder that is unknown or empty is an error, and so is one of a file
+// that cannot be read in time; the error names the option and where the value
+// comes from, never the value.
 func Resolve(name, value string) (string, error) {
-	resolved, err := caddy.NewReplacer().ReplaceOrErr(value, true, true)
-	if err != nil || resolved == "" {
-		return "", fmt.Errorf("%s: %s has no value; is it set, and may this process read it?", name, source(value))
+	resolved, err := replaceInTime(value)
+	switch {
+	case errors.Is(err, errTooSlow):
+		return "", fmt.Errorf("%s: reading %s takes too long: it is on a file system that does not answer, or is not a plain file", name, source(value))
+	case err != nil, resolved == "":
+		return "", fmt.Errorf("%s: %s %w; is it set, and may this process read it?", name, source(value), ErrNoValue)
 	}
 	return resolved, nil
 }

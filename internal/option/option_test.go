@@ -2,8 +2,10 @@ package option
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -208,6 +210,43 @@ func TestResolve(t *testing.T) {
 		if secret, err := ResolveSecret("opt", value); err == nil || !secret.IsZero() {
 			t.Errorf("%s: as a secret: %v", value, err)
 		}
+	}
+}
+
+func TestResolveOfAFileThatHangs(t *testing.T) {
+	defer func(before time.Duration) { readTimeout = before }(readTimeout)
+	readTimeout = 20 * time.Millisecond
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := exec.Command("mkfifo", path).Run(); err != nil {
+		t.Skipf("no named pipe: %v", err)
+	}
+	before := runtime.NumGoroutine()
+	for range 50 {
+		_, err := Resolve("secret", "{file."+path+"}")
+		if want := "secret: reading {file." + path + "} takes too long"; err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Fatalf("got %v, want %s", err, want)
+		}
+	}
+	if got := runtime.NumGoroutine(); got > before+10 { // 50 × 20 ms, in waits that double
+		t.Errorf("%d goroutines, %d before: each read that hangs has one", got, before)
+	}
+	// it is replaced, and read anew
+	if err := os.Rename(path, path+".old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte("a secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		if got, err := Resolve("secret", "{file."+path+"}"); err == nil && got == "a secret" {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("got %q, %v; want the file that has taken its place", got, err)
+		}
+	}
+	path += ".old"
+	if err := os.WriteFile(path, []byte("at last"), 0o600); err != nil { // those that wait for a writer get it
+		t.Fatal(err)
 	}
 }
 

@@ -31,6 +31,7 @@ var errDetached = errors.New("the request is sent again")
 type Body struct {
 	source io.ReadCloser // the client's body
 	atEnd  func()
+	client string
 	memory *Memory
 	limit  int64
 
@@ -40,26 +41,36 @@ type Body struct {
 	// since waiting for it has to end.
 	reading chan struct{}
 
+	waiting atomic.Int64 // since when a read of source is under way, as time since epoch; 0: none is
+
+	// mu of uploads is held for these.
+	older, newer *Body
+	open         bool
+
 	mu        sync.Mutex
-	keeping   bool // what is read is kept
-	whole     bool // all that has been read so far is kept
-	kept      []*chunk
-	size      int64 // of what is kept
-	sent      int64 // how much of it the second reader has read
+	keeping   bool   // what is read is kept
+	whole     bool   // all that has been read so far is kept
+	kept      *chunk // the first one; those that the second reader has read are gone
+	last      *chunk
+	chunks    int   // how many were kept
+	filled    int   // how much of the last one is used
+	sent      int   // how much of the first one the second reader has read
+	size      int64 // of all that was kept
 	ended     error // what ended the reading of source
 	undecided bool  // a second reader may follow
 	closed    bool  // the first reader was closed meanwhile
 }
 
 // New returns a Body that streams source, and keeps it as long as it does not
-// exceed limit and there is memory. A size that is known to exceed limit is not
-// kept at all; a negative size is unknown. When source has ended, atEnd is
-// called, by the goroutine that reads.
-func New(source io.ReadCloser, size, limit int64, memory *Memory, atEnd func()) *Body {
+// exceed limit and there is memory, which is charged to client. A size that is
+// known to exceed limit is not kept at all; a negative size is unknown. When
+// source has ended, atEnd is called, by the goroutine that reads.
+func New(source io.ReadCloser, size, limit int64, client string, memory *Memory, atEnd func()) *Body {
 	fits := limit > 0 && size <= limit
 	b := &Body{
 		source:    source,
 		atEnd:     atEnd,
+		client:    client,
 		memory:    memory,
 		limit:     limit,
 		reading:   make(chan struct{}, 1),
@@ -68,6 +79,7 @@ func New(source io.ReadCloser, size, limit int64, memory *Memory, atEnd func()) 
 		undecided: true,
 	}
 	b.first.body = b
+	memory.uploads.begin(b)
 	return b
 }
 
@@ -145,7 +157,12 @@ func (b *Body) readSource(p []byte) (int, error) {
 	if ended != nil {
 		return 0, ended
 	}
+	b.waiting.Store(int64(time.Since(epoch)))
 	n, err := b.source.Read(p)
+	b.waiting.Store(0)
+	if err != nil {
+		b.memory.uploads.end(b)
+	}
 
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -159,18 +176,24 @@ func (b *Body) readSource(p []byte) (int, error) {
 	return n, err
 }
 
-// readKept reads what is left of what was kept, and frees it after that.
+// readKept reads what is left of what was kept, and frees what it has read.
 func (b *Body) readKept(p []byte) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.sent == b.size {
-		b.forget()
-		return 0
+	for b.kept != nil {
+		end := len(b.kept.data)
+		if b.kept == b.last {
+			end = b.filled
+		}
+		if b.sent < end {
+			n := copy(p, b.kept.data[b.sent:end])
+			b.sent += n
+			return n
+		}
+		b.freeFirst()
 	}
-	offset := b.sent % chunkSize
-	n := copy(p, b.kept[b.sent/chunkSize][offset:min(chunkSize, offset+b.size-b.sent)])
-	b.sent += int64(n)
-	return n
+	b.forget()
+	return 0
 }
 
 // keep keeps p, or gives up keeping if there is too much. mu is held.
@@ -179,28 +202,41 @@ func (b *Body) keep(p []byte) {
 		b.forget()
 		return
 	}
+	b.size += int64(len(p))
 	for len(p) > 0 {
-		offset := b.size % chunkSize
-		if offset == 0 {
-			c := b.memory.get()
+		if b.last == nil || b.filled == len(b.last.data) {
+			c := b.memory.get(b.client, b.chunks)
 			if c == nil {
 				b.forget()
 				return
 			}
-			b.kept = append(b.kept, c)
+			if b.last == nil {
+				b.kept = c
+			} else {
+				b.last.next = c
+			}
+			b.last, b.filled = c, 0
+			b.chunks++
 		}
-		n := copy(b.kept[len(b.kept)-1][offset:], p)
-		b.size += int64(n)
+		n := copy(b.last.data[b.filled:], p)
+		b.filled += n
 		p = p[n:]
 	}
 }
 
+// freeFirst frees the first chunk. mu is held.
+func (b *Body) freeFirst() {
+	c := b.kept
+	b.kept, b.sent = c.next, 0
+	b.memory.put(b.client, c)
+}
+
 // forget frees what is kept, and keeps no more. mu is held.
 func (b *Body) forget() {
-	for _, c := range b.kept {
-		b.memory.put(c)
+	for b.kept != nil {
+		b.freeFirst()
 	}
-	b.kept, b.size, b.sent, b.keeping, b.whole = nil, 0, 0, false, false
+	b.last, b.keeping, b.whole = nil, false, false
 }
 
 // closeSource closes the client's body, after the read that is under way, if
@@ -210,11 +246,13 @@ func (b *Body) closeSource() error {
 	select {
 	case b.reading <- struct{}{}:
 		defer func() { <-b.reading }()
+		b.memory.uploads.end(b)
 		return b.source.Close()
 	default:
 	}
 	go func() {
 		b.reading <- struct{}{}
+		b.memory.uploads.end(b)
 		_ = b.source.Close()
 		<-b.reading
 	}()

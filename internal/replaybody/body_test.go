@@ -39,10 +39,20 @@ func text(n int) string {
 	return b.String()[:n]
 }
 
+// newMemory returns a Memory of which one client can have size bytes.
+func newMemory(size int64) *Memory { return NewMemory(shares * size) }
+
+func checkGivenBack(t *testing.T, m *Memory) {
+	t.Helper()
+	if taken := shares*m.share - m.left; taken != 0 || len(m.clients) != 0 {
+		t.Errorf("%d bytes of memory are not given back, %d clients have some", taken, len(m.clients))
+	}
+}
+
 func newBody(content string, limit int64, memory *Memory) (*Body, *clientBody, *int) {
 	client := &clientBody{Reader: strings.NewReader(content)}
 	ends := new(int)
-	return New(client, int64(len(content)), limit, memory, func() { *ends++ }), client, ends
+	return New(client, int64(len(content)), limit, "client", memory, func() { *ends++ }), client, ends
 }
 
 func read(t *testing.T, r io.Reader) string {
@@ -69,12 +79,13 @@ func TestNilBody(t *testing.T) {
 }
 
 func TestSecondReaderGetsWhatTheFirstHasRead(t *testing.T) {
-	for _, length := range []int{0, 1, chunkSize - 1, chunkSize, chunkSize + 1, 3*chunkSize + 7} {
-		for _, readByFirst := range []int{0, 1, chunkSize, length / 2, length} {
+	// the chunks end at 1, 3, 7, 15, 31, 63, 95, … KiB
+	for _, length := range []int{0, 1, 1023, 1024, 1025, 3072, 3073, 31 << 10, 63 << 10, 95<<10 + 1, 200_000} {
+		for _, readByFirst := range []int{0, 1, 1024, 63 << 10, length / 2, length} {
 			if readByFirst > length {
 				continue
 			}
-			memory := NewMemory(1 << 20)
+			memory := newMemory(1 << 20)
 			content := text(length)
 			b, client, ends := newBody(content, 1<<20, memory)
 			if got := read(t, io.LimitReader(b.First(), int64(readByFirst))); got != content[:readByFirst] {
@@ -99,9 +110,7 @@ func TestSecondReaderGetsWhatTheFirstHasRead(t *testing.T) {
 			if err := second.Close(); err != nil || client.closed.Load() != 1 {
 				t.Errorf("closing the second: %v, the client's body was closed %d times", err, client.closed.Load())
 			}
-			if left := memory.left.Load(); left != 1<<20 {
-				t.Errorf("%d bytes of memory are not given back", 1<<20-left)
-			}
+			checkGivenBack(t, memory)
 		}
 	}
 }
@@ -117,13 +126,14 @@ func TestBodiesThatAreNotKept(t *testing.T) {
 		"nothing is kept":                       {size: 1, limit: 0, memory: 1 << 20, length: 1},
 		"of unknown size, at the limit":         {size: -1, limit: 10, memory: 1 << 20, length: 10, kept: true},
 		"of unknown size, a byte above":         {size: -1, limit: 10, memory: 1 << 20, length: 11},
-		"memory for one chunk, and it is used":  {size: -1, limit: 1 << 20, memory: chunkSize, length: chunkSize, kept: true},
-		"memory for one chunk, and a byte more": {size: -1, limit: 1 << 20, memory: chunkSize, length: chunkSize + 1},
-		"a byte short of memory for a chunk":    {size: -1, limit: 1 << 20, memory: chunkSize - 1, length: 1},
+		"memory for one chunk, and it is used":  {size: -1, limit: 1 << 20, memory: 1 << 10, length: 1 << 10, kept: true},
+		"memory for one chunk, and a byte more": {size: -1, limit: 1 << 20, memory: 1 << 10, length: 1<<10 + 1},
+		"memory for two chunks":                 {size: -1, limit: 1 << 20, memory: 3 << 10, length: 3 << 10, kept: true},
+		"a byte short of memory for a chunk":    {size: -1, limit: 1 << 20, memory: 1<<10 - 1, length: 1},
 	} {
-		memory := NewMemory(test.memory)
+		memory := newMemory(test.memory)
 		client := &clientBody{Reader: strings.NewReader(text(test.length))}
-		b := New(client, test.size, test.limit, memory, func() {})
+		b := New(client, test.size, test.limit, "client", memory, func() {})
 		if got := read(t, b.First()); got != text(test.length) {
 			t.Errorf("%s: the first reader got %d other bytes", name, len(got))
 		}
@@ -138,16 +148,14 @@ func TestBodiesThatAreNotKept(t *testing.T) {
 			t.Errorf("%s: the second reader got other bytes", name)
 		}
 		b.Release()
-		if left := memory.left.Load(); left != test.memory {
-			t.Errorf("%s: %d bytes of memory are not given back", name, test.memory-left)
-		}
+		checkGivenBack(t, memory)
 	}
 }
 
 // A body that outgrows the limit after it was asked whether it is replayable
 // must not be sent again in part.
 func TestBodyThatOutgrowsTheLimitLate(t *testing.T) {
-	b, _, _ := newBody("", 10, NewMemory(1<<20))
+	b, _, _ := newBody("", 10, newMemory(1<<20))
 	b.source = &clientBody{Reader: io.MultiReader(strings.NewReader("12345"), strings.NewReader("6789012345"))}
 	read := func() { _, _ = b.First().Read(make([]byte, 100)) }
 	read()
@@ -164,25 +172,8 @@ func TestBodyThatOutgrowsTheLimitLate(t *testing.T) {
 	}
 }
 
-func TestMemoryIsShared(t *testing.T) {
-	memory := NewMemory(2 * chunkSize)
-	one, _, _ := newBody(text(2*chunkSize), 1<<20, memory)
-	other, _, _ := newBody("x", 1<<20, memory)
-	read(t, one.First())
-	read(t, other.First())
-	if !one.Replayable() || other.Replayable() {
-		t.Errorf("replayable: %v, %v", one.Replayable(), other.Replayable())
-	}
-	one.Release()
-	third, _, _ := newBody(text(2*chunkSize), 1<<20, memory)
-	read(t, third.First())
-	if !third.Replayable() {
-		t.Error("memory that was given back is not used again")
-	}
-}
-
 func TestCloseIsPutOffWhileASecondMayFollow(t *testing.T) {
-	b, client, _ := newBody("content", 1<<20, NewMemory(1<<20))
+	b, client, _ := newBody("content", 1<<20, newMemory(1<<20))
 	if err := b.First().Close(); err != nil || client.closed.Load() != 0 {
 		t.Fatalf("closed %d times, %v", client.closed.Load(), err)
 	}
@@ -191,7 +182,7 @@ func TestCloseIsPutOffWhileASecondMayFollow(t *testing.T) {
 		t.Errorf("closed %d times after the release", got)
 	}
 
-	b, client, _ = newBody("content", 1<<20, NewMemory(1<<20))
+	b, client, _ = newBody("content", 1<<20, newMemory(1<<20))
 	b.Release()
 	if got := client.closed.Load(); got != 0 {
 		t.Errorf("a release closed a body that nobody has closed (%d times)", got)
@@ -203,7 +194,7 @@ func TestCloseIsPutOffWhileASecondMayFollow(t *testing.T) {
 
 func TestAgainWaitsForTheReadUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b, client, _ := newBody("content", 1<<20, NewMemory(1<<20))
+		b, client, _ := newBody("content", 1<<20, newMemory(1<<20))
 		client.hold = make(chan struct{})
 		go func() { _, _ = b.First().Read(make([]byte, 3)) }()
 		synctest.Wait()
@@ -221,7 +212,7 @@ func TestAgainWaitsForTheReadUnderWay(t *testing.T) {
 func TestAgainDoesNotWaitForEver(t *testing.T) {
 	for _, cancelled := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			b, client, _ := newBody("content", 1<<20, NewMemory(1<<20))
+			b, client, _ := newBody("content", 1<<20, newMemory(1<<20))
 			client.hold = make(chan struct{})
 			go func() { _, _ = b.First().Read(make([]byte, 3)) }()
 			synctest.Wait()
@@ -252,7 +243,7 @@ func TestAgainDoesNotWaitForEver(t *testing.T) {
 // wait for its next byte, and must not close the body under the read either.
 func TestCloseComesAfterTheReadUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b, client, _ := newBody("content", 1<<20, NewMemory(1<<20))
+		b, client, _ := newBody("content", 1<<20, newMemory(1<<20))
 		client.hold = make(chan struct{})
 		go func() { _, _ = b.First().Read(make([]byte, 3)) }()
 		synctest.Wait()
@@ -276,7 +267,7 @@ func TestCloseComesAfterTheReadUnderWay(t *testing.T) {
 func TestErrorsOfTheClientStay(t *testing.T) {
 	broken := errors.New("connection reset")
 	client := &clientBody{Reader: io.MultiReader(strings.NewReader("12"), &failing{broken})}
-	b := New(client, -1, 10, NewMemory(1<<20), func() {})
+	b := New(client, -1, 10, "client", newMemory(1<<20), func() {})
 	for range 2 {
 		if _, err := io.ReadAll(b.First()); !errors.Is(err, broken) {
 			t.Errorf("got %v", err)
@@ -298,15 +289,4 @@ func (f *failing) Read([]byte) (int, error) {
 	err := f.err
 	f.err = io.EOF
 	return 0, err
-}
-
-// Bodies count in steps of 32 KiB, as the documentation of replay_memory says.
-func TestBodiesCountInSteps(t *testing.T) {
-	memory := NewMemory(1 << 20)
-	b, _, _ := newBody("x", 1<<20, memory)
-	read(t, b.First())
-	if got := 1<<20 - memory.left.Load(); got != 32<<10 {
-		t.Errorf("a body of one byte takes %d bytes", got)
-	}
-	b.Release()
 }

@@ -1,21 +1,21 @@
 // Calls the Voucherify API at the given URL by its official SDK, as an
-// application that holds no credential, and prints a line of JSON for each
-// call: what it brought, or the error that the SDK made of the answer. Any
-// other error ends it.
+// application that holds no credential, or the name and the key of a caller of the
+// gateway, and prints a line of JSON for each call: what it brought, or the error
+// that the SDK made of the answer. Any other error ends it.
 //
-// Usage: node calls.mjs <apiUrl>
+// Usage: node calls.mjs <apiUrl> [<name> <key>]
 
 import assert from 'node:assert/strict'
 import sdk from '@voucherify/sdk' // CommonJS, whose names Node cannot see
 
 const { VoucherifyServerSide } = sdk
 
-const [apiUrl, ...rest] = process.argv.slice(2)
-assert(apiUrl && rest.length === 0, 'usage: node calls.mjs <apiUrl>')
+const [apiUrl, name, key, ...rest] = process.argv.slice(2)
+assert(apiUrl && rest.length === 0, 'usage: node calls.mjs <apiUrl> [<name> <key>]')
 
 const client = VoucherifyServerSide({
-  applicationId: 'dummy-app-id', // the SDK insists on both
-  secretKey: 'dummy-app-token',
+  applicationId: name ?? 'dummy-app-id', // the SDK insists on both
+  secretKey: key ?? 'dummy-app-token',
   apiUrl,
   timeoutMs: 15_000,
 })

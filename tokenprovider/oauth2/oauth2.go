@@ -31,9 +31,6 @@ var authMethods = map[string]tokenprovider.ClientAuth{
 
 const defaultAuthMethod = "client_secret_basic"
 
-// remainingHeaders are the usual ones.
-var remainingHeaders = []string{"X-Rate-Limit-Remaining", "X-Ratelimit-Remaining", "Ratelimit-Remaining"}
-
 // secretWords are what the names of parameters and headers contain that hold a secret.
 var secretWords = []string{"secret", "token", "key", "password", "auth", "credential", "assertion"}
 
@@ -191,7 +188,8 @@ func wrong(option, name, what string) error {
 
 // API implements tokenprovider.Provider.
 func (p *Provider) API() tokenprovider.API {
-	return tokenprovider.API{URL: p.APIURL, Endpoints: p.endpoints(), RemainingHeaders: remainingHeaders, Error: errorBody}
+	paths := tokenprovider.CredentialPaths(p.APIURL, p.endpoints()) // in any case, which is the safe reading
+	return tokenprovider.API{URL: p.APIURL, Endpoints: p.endpoints(), CredentialPaths: paths, IgnoresCase: true, RemainingHeaders: tokenprovider.UsualRemainingHeaders, LimitHeaders: tokenprovider.UsualLimitHeaders, Error: errorBody}
 }
 
 // endpoints returns the endpoints that are configured.

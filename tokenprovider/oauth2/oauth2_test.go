@@ -242,6 +242,10 @@ func TestAPI(t *testing.T) {
 	if api.URL != "https://api.example" || len(api.CredentialHeaders) != 0 || len(api.CredentialPaths) != 0 {
 		t.Errorf("got %+v", api)
 	}
+	p.APIURL = "https://auth.example"
+	if got := p.API(); !got.IgnoresCase || !reflect.DeepEqual(got.CredentialPaths, tokenprovider.CredentialPaths(p.APIURL, api.Endpoints)) || len(got.CredentialPaths) != 3 {
+		t.Errorf("credential paths at the host of the endpoints: %v", got.CredentialPaths)
+	}
 	endpoints := []tokenprovider.Endpoint{
 		{Option: "token_url", URL: p.TokenURL}, {Option: "revocation_url", URL: p.RevocationURL}, {Option: "introspection_url", URL: p.IntrospectionURL},
 	}

@@ -32,8 +32,26 @@ const (
 // endpoint answers as RFC 6749 §5.2 says; something of the API may answer for it.
 var errorFormat = tokenprovider.ErrorFormat{Fields: []string{"code", "message"}, Code: "code"}
 
-// remainingHeaders are the usual ones; Understory documents none.
-var remainingHeaders = []string{"X-Rate-Limit-Remaining", "X-Ratelimit-Remaining", "Ratelimit-Remaining"}
+// scopesByResource are the scopes of which one is needed for what is below
+// /v1/<resource>, as far as Understory publishes it.
+var scopesByResource = map[string][]string{
+	"bookings":              {"booking.read", "booking.write"},
+	"event-availabilities":  {"event.read"},
+	"events":                {"event.read"},
+	"experiences":           {"experience.read"},
+	"marketing-consents":    {"marketing.read"},
+	"orders":                {"order.read"},
+	"webhook-subscriptions": {"webhook.read", "webhook.write"},
+}
+
+func scopesFor(path string) []string {
+	rest, ok := strings.CutPrefix(path, "/v1/")
+	if !ok {
+		return nil
+	}
+	resource, _, _ := strings.Cut(rest, "/")
+	return scopesByResource[resource]
+}
 
 func init() {
 	caddy.RegisterModule(Provider{})
@@ -125,12 +143,17 @@ func (p *Provider) Validate() error {
 
 // API implements tokenprovider.Provider.
 func (p *Provider) API() tokenprovider.API {
+	endpoints := []tokenprovider.Endpoint{{Option: "token_url", URL: p.tokenURL()}}
 	return tokenprovider.API{
 		URL:              p.apiURL(),
-		Endpoints:        []tokenprovider.Endpoint{{Option: "token_url", URL: p.tokenURL()}},
+		Endpoints:        endpoints,
+		CredentialPaths:  tokenprovider.CredentialPaths(p.apiURL(), endpoints),
+		IgnoresCase:      true, // not documented; the safe reading of its paths
 		UserAgent:        p.UserAgent,
 		RateLimitWait:    rateLimitWait,
-		RemainingHeaders: remainingHeaders,
+		RemainingHeaders: tokenprovider.UsualRemainingHeaders,
+		LimitHeaders:     tokenprovider.UsualLimitHeaders,
+		ScopesFor:        scopesFor,
 		Error:            errorBody,
 	}
 }

@@ -181,6 +181,30 @@ func TestErrorsOfTheTokenEndpoint(t *testing.T) {
 	}
 }
 
+func TestScopesForPaths(t *testing.T) {
+	api := new(Provider).API()
+	for path, want := range map[string]string{
+		"/v1/bookings":                "booking.read booking.write",
+		"/v1/bookings/":               "booking.read booking.write",
+		"/v1/bookings/id/tickets":     "booking.read booking.write",
+		"/v1/events":                  "event.read",
+		"/v1/event-availabilities/id": "event.read",
+		"/v1/experiences/id":          "experience.read",
+		"/v1/orders/id/refunds":       "order.read",
+		"/v1/marketing-consents":      "marketing.read",
+		"/v1/webhook-subscriptions":   "webhook.read webhook.write",
+		"/v1/me":                      "",
+		"/v1/gift-cards":              "",
+		"/v1/":                        "",
+		"/v2/bookings":                "",
+		"":                            "",
+	} {
+		if got := strings.Join(api.ScopesFor(path), " "); got != want {
+			t.Errorf("%q: got %q, want %q", path, got, want)
+		}
+	}
+}
+
 func TestGrant(t *testing.T) {
 	p := wiretest.Provision(t, &Provider{ClientID: "id", ClientSecret: "s3cret", Scopes: []string{"openid"}})
 	want := tokenprovider.Grant{

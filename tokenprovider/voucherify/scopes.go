@@ -1,5 +1,10 @@
 package voucherify
 
+import (
+	"slices"
+	"strings"
+)
+
 // scopesV1 are the scopes that Voucherify documents for OAuth v1. An operation
 // needs api or its first path segment after /v1/; under /client/v1/ client_api
 // or client_ and that segment.
@@ -10,4 +15,20 @@ var scopesV1 = []string{
 	"loyalties", "metadata-schemas", "orders", "product-collections", "products", "promotions", "publications",
 	"qualifications", "redemptions", "referrals", "rewards", "segments", "skus", "task-results", "templates", "trash-bin",
 	"validation-rules-assignments", "validation-rules", "validations", "vouchers",
+}
+
+// scopesFor returns the scopes of which one is needed at path and below it; nil
+// where no scope is documented for it.
+func scopesFor(path string) []string {
+	all, prefix := "api", ""
+	if below, ok := strings.CutPrefix(path, "/client/"); ok {
+		all, prefix, path = "client_api", "client_", "/"+below
+	}
+	rest, ok := strings.CutPrefix(path, "/v1/")
+	segment, _, _ := strings.Cut(rest, "/")
+	scope := prefix + segment
+	if !ok || scope == all || strings.HasPrefix(segment, "client_") || !slices.Contains(scopesV1, scope) {
+		return nil
+	}
+	return []string{all, scope}
 }

@@ -184,16 +184,22 @@ func (p *Provider) Validate() error {
 
 // API implements tokenprovider.Provider.
 func (p *Provider) API() tokenprovider.API {
-	return tokenprovider.API{
+	api := tokenprovider.API{
 		URL:               p.apiURL(),
 		Endpoints:         []tokenprovider.Endpoint{{Option: "api_url", URL: p.tokenURL()}},
 		CredentialHeaders: credentialHeaders,
+		KeyHeaders:        []string{"X-App-Token", "X-Client-Token"},
 		CredentialPaths:   credentialPaths,
 		RetryHeaders:      retryHeaders,
 		RemainingHeaders:  []string{"X-Rate-Limit-Remaining"},
+		LimitHeaders:      []string{"X-Rate-Limit-Limit"},
 		IgnoresCase:       true, // not documented; the safe reading of its paths
 		Error:             errorBody,
 	}
+	if p.version() == oauthV1 { // of v2, no scope is documented for an operation
+		api.ScopesFor = scopesFor
+	}
+	return api
 }
 
 // Grant implements tokenprovider.Provider.

@@ -327,6 +327,36 @@ func TestAPI(t *testing.T) {
 	}
 }
 
+func TestScopesForPaths(t *testing.T) {
+	api := (&Provider{}).API()
+	for path, want := range map[string]string{
+		"/v1/vouchers":                      "api vouchers",
+		"/v1/vouchers/":                     "api vouchers",
+		"/v1/vouchers/code/balance":         "api vouchers",
+		"/v1/validation-rules-assignments/": "api validation-rules-assignments",
+		"/client/v1/redeem":                 "client_api client_redeem",
+		"/client/v1/vouchers/":              "client_api client_vouchers",
+		"/client/v1/campaigns":              "", // no scope of that name is documented
+		"/v1/":                              "",
+		"/v1/api":                           "",
+		"/client/v1/api":                    "",
+		"/v1/client_vouchers":               "",
+		"/client/v1/client_vouchers":        "",
+		"/v1/nothing/vouchers":              "",
+		"/v2/loyalties":                     "",
+		"/vouchers":                         "",
+		"/client/":                          "",
+		"":                                  "",
+	} {
+		if got := strings.Join(api.ScopesFor(path), " "); got != want {
+			t.Errorf("%q: got %q, want %q", path, got, want)
+		}
+	}
+	if api := (&Provider{OAuth: "v2"}).API(); api.ScopesFor != nil {
+		t.Error("scopes of operations are known with OAuth v2, where none are documented")
+	}
+}
+
 func TestGrant(t *testing.T) {
 	p := wiretest.Provision(t, key("https://cluster.example"))
 	want := tokenprovider.Grant{

@@ -35,6 +35,21 @@ func Interpretations(escaped string) []string {
 			_, rest, _ := strings.Cut(p[2:], "/")
 			return "/" + rest
 		},
+		func(p string) string { p, _, _ = strings.Cut(p, "?"); return p },
+		func(p string) string { p, _, _ = strings.Cut(p, "#"); return p },
+		func(p string) string { p, _, _ = strings.Cut(p, ";"); return p },
+		func(p string) string { // as Windows does
+			segments := strings.Split(p, "/")
+			for i, segment := range segments {
+				if trimmed := strings.TrimRight(segment, " "); trimmed == "." || trimmed == ".." {
+					segments[i] = trimmed
+				} else {
+					segments[i] = strings.TrimRight(segment, ". ")
+				}
+			}
+			return strings.Join(segments, "/")
+		},
+		lookalikes.Replace,
 	}
 	found, seen := []string{escaped}, map[string]bool{escaped: true}
 	for i := 0; i < len(found) && len(found) < 1000; i++ {
@@ -50,6 +65,18 @@ func Interpretations(escaped string) []string {
 	}
 	return found
 }
+
+// lookalikes replaces what some servers take for ASCII, and what nobody sees.
+var lookalikes = func() *strings.Replacer {
+	pairs := []string{
+		"\u2024", ".", "\u2025", "..", "\u2044", "/", "\u2215", "/", "\u2216", `\`,
+		"\u00ad", "", "\u200b", "", "\u200c", "", "\u200d", "", "\u2060", "", "\ufeff", "",
+	}
+	for c := rune('!'); c <= '~'; c++ { // fullwidth forms
+		pairs = append(pairs, string(c-'!'+'\uff01'), string(c))
+	}
+	return strings.NewReplacer(pairs...)
+}()
 
 // decode undoes percent-encoding once and leaves what is not encoded, as lenient
 // decoders do; escaped slashes stay if a segment at a time is decoded.

@@ -1,0 +1,86 @@
+package egress
+
+import (
+	"strings"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// The log says what keeps a key from counting; the answer does not.
+func TestUnknownCallerIsExplained(t *testing.T) {
+	known, err := newCallers(map[string]*Caller{
+		"cert":    {Key: []string{"key-of-cert-0123456789"}, ClientCert: []string{"cert.internal"}},
+		"user":    {Key: []string{"key-of-user-0123456789"}, User: []string{"user"}},
+		"clients": {Key: []string{"key-of-clients-0123456789"}, User: []string{"user"}, Clients: []string{"192.0.2.1"}},
+	}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ key, user, want string }{
+		{"key-of-nobody-0123456789", "user", ""},
+		{"key-of-cert-0123456789", "user", "; it has the key of cert, but not the client_cert that cert has to prove as well"},
+		{"key-of-user-0123456789", "", "; it has the key of user, but not the user that user has to prove as well"},
+		{"key-of-clients-0123456789", "user", "; it has the key of clients, but not the clients that clients has to prove as well"},
+	} {
+		req := benchRequest("")
+		req.Header.Set("X-Api-Key", test.key)
+		repl := req.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+		repl.Set("http.auth.user.id", test.user)
+		placeholders := []string{"http.request.header.X-Api-Key"}
+		if c := known.identify(req, repl, placeholders); c != nil {
+			t.Errorf("%+v: taken for %s", test, c.name)
+		}
+		r := known.unknown(req, repl, placeholders)
+		if r.detail != test.want || r.message != callerUnknown.message || r.status != callerUnknown.status {
+			t.Errorf("%+v: %+v", test, r)
+		}
+		if strings.Contains(r.message+r.detail, test.key) {
+			t.Errorf("%+v: the key is in %+v", test, r)
+		}
+	}
+	if callerUnknown.detail != "" {
+		t.Error("the shared refusal was changed")
+	}
+}
+
+// A placeholder would be a name that no user has.
+func TestUserIsNoPlaceholder(t *testing.T) {
+	want := `user: "{env.ANNA}": placeholders are not supported`
+	if err := (&Caller{User: []string{"anna", "{env.ANNA}"}}).validate(); err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+// Callers that one request could prove, where nothing decides, do not load.
+func TestCallersThatCannotBeToldApart(t *testing.T) {
+	for name, test := range map[string]struct {
+		a, b Caller
+		want string // the beginning; empty: they load
+	}{
+		"names":                       {Caller{ClientCert: []string{"a.internal", "b.internal"}}, Caller{ClientCert: []string{"B.internal"}}, "both are known by dns b.internal"},
+		"other names":                 {Caller{ClientCert: []string{"a.internal"}}, Caller{ClientCert: []string{"b.internal"}}, ""},
+		"the same name twice":         {Caller{ClientCert: []string{"a.internal", "a.internal"}}, Caller{ClientCert: []string{"b.internal"}}, ""},
+		"users":                       {Caller{User: []string{"u", "v"}}, Caller{User: []string{"v"}}, "both are known by v"},
+		"addresses":                   {Caller{Clients: []string{"10.0.0.0/8"}}, Caller{Clients: []string{"10.0.0.0/8"}}, "both are known by 10.0.0.0/8"},
+		"a narrower address":          {Caller{Clients: []string{"10.0.0.0/8"}}, Caller{Clients: []string{"10.1.0.0/16"}}, ""},
+		"sockets":                     {Caller{Clients: []string{"unix"}}, Caller{Clients: []string{"unix"}}, "both are known by unix"},
+		"one proves more":             {Caller{User: []string{"u"}}, Caller{User: []string{"u"}, Clients: []string{"10.0.0.0/8"}}, ""},
+		"both prove more":             {Caller{User: []string{"u"}, Clients: []string{"10.1.0.0/16"}}, Caller{User: []string{"u"}, Clients: []string{"10.0.0.0/8"}}, "both are known by u"},
+		"from elsewhere":              {Caller{User: []string{"u"}, Clients: []string{"10.1.0.0/16"}}, Caller{User: []string{"u"}, Clients: []string{"10.2.0.0/16"}}, ""},
+		"names with other users":      {Caller{ClientCert: []string{"a.internal"}, User: []string{"u"}}, Caller{ClientCert: []string{"a.internal"}, User: []string{"v"}}, ""},
+		"names with the same user":    {Caller{ClientCert: []string{"a.internal"}, User: []string{"u"}}, Caller{ClientCert: []string{"a.internal"}, User: []string{"v", "u"}}, "both are known by dns a.internal"},
+		"names and sockets":           {Caller{ClientCert: []string{"a.internal"}, Clients: []string{"unix"}}, Caller{ClientCert: []string{"a.internal"}, Clients: []string{"unix", "::1"}}, "both are known by dns a.internal"},
+		"a name with and without one": {Caller{ClientCert: []string{"a.internal"}}, Caller{ClientCert: []string{"a.internal"}, User: []string{"u"}}, ""},
+	} {
+		_, err := newCallers(map[string]*Caller{"a": &test.a, "b": &test.b}, zap.NewNop())
+		switch {
+		case test.want == "" && err != nil:
+			t.Errorf("%s: %v", name, err)
+		case test.want != "" && (err == nil || !strings.HasPrefix(err.Error(), "caller b: cannot be told from caller a: "+test.want)):
+			t.Errorf("%s: got %v, want %s", name, err, test.want)
+		}
+	}
+}

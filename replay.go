@@ -1,0 +1,105 @@
+package egress
+
+import (
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/caddy-egress/caddy-egress/tokensource"
+)
+
+const (
+	// maxUnauthorized and discardTimeout bound what is read of a 401 that is not
+	// passed on, for the sake of its connection.
+	maxUnauthorized = 64 << 10
+	discardTimeout  = time.Second
+)
+
+// rejected reports whether the API has rejected the token.
+func (c *call) rejected(resp *http.Response) bool {
+	return resp.StatusCode == http.StatusUnauthorized && !insufficientScope(resp)
+}
+
+// replay answers a request whose token was rejected: with what the API says to a
+// second one with a fresh token, or, where there cannot be one, with that 401.
+func (c *call) replay(unauthorized *http.Response) (*http.Response, error) {
+	result, fresh, second := c.prepareReplay()
+	if result != "" {
+		c.body.Release()
+		c.credential.metrics.unauthorized(result)
+		return unauthorized, nil
+	}
+	if c.body != nil && unauthorized.ProtoMajor == 1 {
+		// an API that says it early may close the connection: the second request
+		// must not get that one
+		_ = unauthorized.Body.Close()
+	} else {
+		go discard(unauthorized.Body)
+	}
+
+	c.outcome = outcomeReplayed
+	resp, err := c.send(second)
+	if err != nil {
+		return nil, err
+	}
+	result = unauthorizedReplayed401
+	if resp.StatusCode != http.StatusUnauthorized {
+		result = unauthorizedReplayedOK
+	}
+	if resp.StatusCode != http.StatusUnauthorized || c.rejected(resp) {
+		fresh.Answered(c.token, resp.StatusCode)
+	}
+	c.credential.metrics.unauthorized(result)
+	return resp, nil
+}
+
+// sender is whom a 401 says something about.
+func (c *call) sender() tokensource.Sender {
+	client := "health check"
+	if !c.probe {
+		client = c.client()
+	}
+	return tokensource.Sender{Client: client, Method: c.req.Method, Path: c.req.URL.Path}
+}
+
+// prepareReplay gets a fresh token and the body of the second request. Where
+// that is not possible, result says why.
+func (c *call) prepareReplay() (result string, fresh *tokensource.Fresh, second io.ReadCloser) {
+	fresh = c.credential.source.Rejected(c.token, c.sender())
+	if fresh == nil {
+		return unauthorizedHeldBack, nil, nil
+	}
+	if fresh.First {
+		go c.app.emit(eventTokenRejected, c.credential.source, nil) // not at the cost of the request
+	}
+	if !c.replays(c.req.Method) || !c.body.Replayable() {
+		return unauthorizedNotReplayable, nil, nil
+	}
+	start := time.Now()
+	token, err := fresh.Token(c.req.Context())
+	c.wait += time.Since(start)
+	if err != nil {
+		return unauthorizedNotReplayable, nil, nil
+	}
+	before := c.token
+	if !c.carry(token) {
+		return unauthorizedNotReplayable, nil, nil
+	}
+	second, ok := c.body.Again(c.req.Context())
+	if !ok {
+		c.token = before
+		c.done()
+		return unauthorizedNotReplayable, nil, nil
+	}
+	c.before = before
+	return "", fresh, second
+}
+
+// discard reads what is left of a 401 that nobody will see, so that its
+// connection can be used again; not for long, and not much of it.
+func discard(body io.ReadCloser) {
+	timer := time.AfterFunc(discardTimeout, func() { _ = body.Close() })
+	defer timer.Stop()
+	_, _ = io.CopyN(io.Discard, body, maxUnauthorized)
+	_ = body.Close()
+}

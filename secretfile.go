@@ -1,0 +1,50 @@
+package egress
+
+import (
+	"maps"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-egress/caddy-egress/internal/option"
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
+)
+
+// warnOfSecrets warns of the secrets of a provider that others can read.
+func warnOfSecrets(logger *zap.Logger, provider tokenprovider.Provider) {
+	options := provider.SecretOptions()
+	for _, name := range slices.Sorted(maps.Keys(options)) {
+		warnOfSecret(logger, name, options[name])
+	}
+}
+
+// warnOfSecret warns where the secret that an option has as its value is written
+// in the config itself, where the admin API, config backups and `caddy adapt` show
+// it, and where everyone on this machine may read its file.
+func warnOfSecret(logger *zap.Logger, name, value string) {
+	if value != "" && !option.IsPlaceholder(value) {
+		logger.Warn("a secret is written in the config itself; give it as {env.NAME} or {file./path}", zap.String("option", name))
+	}
+	path, ok := secretFile(value)
+	if !ok || runtime.GOOS == "windows" { // where modes say nothing about that
+		return
+	}
+	// of what a symbolic link leads to; one that is not there has failed already
+	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o004 != 0 {
+		logger.Warn("everyone on this machine may read the file of a secret; chmod o-r",
+			zap.String("option", name), zap.String("file", path))
+	}
+}
+
+// secretFile returns the path of a value that is {file./path} and nothing else.
+func secretFile(value string) (path string, ok bool) {
+	path, ok = strings.CutPrefix(value, "{file.")
+	if !ok {
+		return "", false
+	}
+	path, ok = strings.CutSuffix(path, "}")
+	return path, ok && !strings.ContainsAny(path, "{}")
+}
