@@ -42,7 +42,7 @@ func startAuthServer(t *testing.T, lifetime time.Duration) *authServer {
 		_, err := os.Stat(filepath.Join(authServerDir, "node_modules", "oidc-provider", "package.json"))
 		return err
 	})
-	s := &authServer{t: t, node: node, address: egresstest.FreeAddr(t), lifetime: lifetime}
+	s := &authServer{t: t, node: node, address: egresstest.UnreservedAddr(t), lifetime: lifetime}
 	t.Cleanup(func() {
 		if s.cmd != nil {
 			s.kill()

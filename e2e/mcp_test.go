@@ -172,7 +172,7 @@ func startMCPServer(t *testing.T) *mcpServer {
 	s := &mcpServer{node: node}
 	// somebody's outgoing connection may have the port meanwhile
 	egresstest.Eventually(t, "the MCP server", func() bool {
-		s.address = egresstest.FreeAddr(t)
+		s.address = egresstest.UnreservedAddr(t)
 		return s.start(t)
 	})
 	return s

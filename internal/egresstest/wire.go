@@ -87,16 +87,5 @@ func (w *Wire) try(request string) (*http.Response, string, error) {
 	return resp, string(body), err
 }
 
-// FreeAddr returns a loopback address that the kernel picked.
-func FreeAddr(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // Port returns the port of a host:port or of a URL without a path.
 func Port(address string) string { return address[strings.LastIndex(address, ":")+1:] }
