@@ -153,6 +153,12 @@ func (e *Error) Advice() string {
 	return "wait; the authorization server is in trouble"
 }
 
+// UnknownClient reports whether the server did not accept how the client
+// authenticated: another value of the secret may fare better.
+func (e *Error) UnknownClient() bool {
+	return e.Class == Refused && (e.Code == "invalid_client" || e.Status == http.StatusUnauthorized)
+}
+
 // Unwrap returns the cause where there was no answer.
 func (e *Error) Unwrap() error { return e.Err }
 

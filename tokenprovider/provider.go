@@ -75,6 +75,16 @@ type Introspector interface {
 	CanIntrospect() bool
 }
 
+// Rotating is a Provider whose secret may have several values while it is rotated.
+type Rotating interface {
+	// Alternatives returns a provider for each value, in the order in which they
+	// are configured: each makes its requests with that value alone, and its
+	// Secrets are that value. A token request goes to the next one if the
+	// authorization server does not know the client by this one, or if its value
+	// cannot be read.
+	Alternatives() []Provider
+}
+
 // API describes a protected API as far as a gateway has to know it.
 type API struct {
 	// URL is scheme://host[:port] of the API: the upstream, and the only host
@@ -85,6 +95,9 @@ type API struct {
 	// others there may be.
 	Endpoints []Endpoint
 
+	// NeedsCertificate says that the client authenticates to the Endpoints by its
+	// certificate alone (RFC 8705).
+	NeedsCertificate bool
 	// UserAgent is sent where the client sent none. Empty: none is sent.
 	UserAgent string
 
@@ -97,6 +110,13 @@ type API struct {
 	// by. They are among the CredentialHeaders.
 	KeyHeaders []string
 
+	// TokenHeader is the request header in which the API wants the token, in
+	// canonical form, and TokenPrefix what stands before the token there, with the
+	// space that follows it. Empty: Authorization, and "Bearer ".
+	TokenHeader, TokenPrefix string
+	// RejectedStatus are the statuses, beside 401, by which the API may say that
+	// it does not accept the token.
+	RejectedStatus []int
 	// CredentialPaths are the API's own credential endpoints, as path prefixes
 	// that end in a slash, in lower case: a client must not reach them. A lone
 	// slash stands for the root only. The function of that name makes them of
@@ -154,6 +174,7 @@ type Grant struct {
 	Resource   []string // RFC 8707
 	Params     []Param  // further form parameters
 	Headers    []string // names of further request headers; their values may be secret
+	KeyID      string   // of the key that signs client assertions (RFC 7515 §4.1.4)
 }
 
 // Param is a form parameter of a token request.
@@ -182,6 +203,9 @@ func (g Grant) Identity() string {
 		field("param", p.Name, p.Value)
 	}
 	field("headers", g.Headers...)
+	if g.KeyID != "" {
+		field("key_id", g.KeyID)
+	}
 	return hex.EncodeToString(h.Sum(nil))
 }
 

@@ -13,7 +13,7 @@ func grant() Grant {
 	return Grant{
 		Provider: "p", TokenURL: "https://a/token", ClientID: "id", AuthMethod: "m",
 		Scopes: []string{"a", "b"}, Audience: []string{"c"}, Resource: []string{"urn:d"},
-		Params: []Param{{"e", "f"}, {"g", "h"}}, Headers: []string{"X-I"},
+		Params: []Param{{"e", "f"}, {"g", "h"}}, Headers: []string{"X-I"}, KeyID: "k",
 	}
 }
 

@@ -53,6 +53,12 @@ func Strings(d *caddyfile.Dispenser, v *[]string) error {
 	return End(d, name)
 }
 
+// Values is Strings for an option that has several values while a credential is
+// rotated.
+func Values(d *caddyfile.Dispenser, v *tokenprovider.Values) error {
+	return Strings(d, (*[]string)(v))
+}
+
 // Pair reads the name and the value that are the current subdirective's two
 // arguments into v; each name may be given once.
 func Pair(d *caddyfile.Dispenser, v *map[string]string) error {
