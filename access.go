@@ -3,11 +3,9 @@ package egress
 import (
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,8 +13,6 @@ import (
 	"unicode"
 
 	"github.com/spf13/cobra"
-
-	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 )
@@ -227,33 +223,6 @@ func accessTo(route configRoute, app *App, callers []string) ([]accessRow, error
 		}
 	}
 	return rows, nil
-}
-
-// unprovisioned returns the provider in raw, which has read no placeholder. What
-// depends on their values, such as its identity, is not to be used.
-func unprovisioned(raw json.RawMessage) (tokenprovider.Provider, error) {
-	if len(raw) == 0 {
-		return nil, errors.New("has no provider")
-	}
-	var module struct {
-		Name string `json:"name"`
-	}
-	if err := json.Unmarshal(raw, &module); err != nil {
-		return nil, err
-	}
-	info, err := caddy.GetModule(providerNamespace + "." + module.Name)
-	if err != nil {
-		return nil, err
-	}
-	value := info.New()
-	if kind := reflect.TypeOf(value); kind.Kind() != reflect.Pointer {
-		value = reflect.New(kind).Interface().(caddy.Module)
-	}
-	provider, ok := value.(tokenprovider.Provider)
-	if !ok {
-		return nil, fmt.Errorf("%s is not a token provider", module.Name)
-	}
-	return provider, json.Unmarshal(raw, provider)
 }
 
 // tokenOf returns the name of the token that a route with those scopes gets, and

@@ -25,7 +25,7 @@ const adminPath = "/egress/tokens"
 // adminAPI reports how the credentials in use are doing, and acts on them:
 //
 //	GET  /egress/tokens                      all of them
-//	GET  /egress/tokens/<name>               one
+//	GET  /egress/tokens/<name>               one; <credential>/<tenant> is that of a tenant
 //	POST /egress/tokens/<name>/refresh       replace the token now
 //	POST /egress/tokens/<name>/revoke        revoke the token; another is obtained at once
 //	POST /egress/tokens/<name>/introspect    ask the authorization server about the token
@@ -185,7 +185,13 @@ func (a *adminAPI) list(w http.ResponseWriter, r *http.Request) error {
 	all := []CredentialStatus{}
 	if app != nil {
 		for _, c := range app.credentials() {
-			all = append(all, c.status())
+			if !c.isFamily() {
+				all = append(all, c.status())
+				continue
+			}
+			for _, c := range c.tenants.all() {
+				all = append(all, c.status())
+			}
 		}
 	}
 	return writeAdmin(w, all)
@@ -193,18 +199,25 @@ func (a *adminAPI) list(w http.ResponseWriter, r *http.Request) error {
 
 // one serves a credential, or an action on it.
 func (a *adminAPI) one(w http.ResponseWriter, r *http.Request) error {
-	name, action, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, adminPath+"/"), "/")
-	act, known := actions[action]
-	if !known {
-		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("no such action: %s; there are refresh, revoke, introspect", action)}
-	}
 	app, err := a.app()
 	if err != nil {
 		return err
 	}
+	name, action, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, adminPath+"/"), "/")
 	var c *activeCredential
 	if app != nil {
 		c = app.credential(name)
+	}
+	if c != nil && c.isFamily() {
+		var tenant string
+		tenant, action, _ = strings.Cut(action, "/")
+		if c, err = ofTenant(r, c, tenant); err != nil {
+			return err
+		}
+	}
+	act, known := actions[action]
+	if !known {
+		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("no such action: %s; there are refresh, revoke, introspect", action)}
 	}
 	if c == nil {
 		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("no credential in use is named %q", name)}
@@ -217,6 +230,31 @@ func (a *adminAPI) one(w http.ResponseWriter, r *http.Request) error {
 		return actionError(action, err)
 	}
 	return writeAdmin(w, answer)
+}
+
+// ofTenant returns the credential of a tenant. To look at it does not set it up; to
+// act on it does.
+func ofTenant(r *http.Request, family *activeCredential, tenant string) (*activeCredential, error) {
+	notFound := func(format string, args ...any) error {
+		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf(format, args...)}
+	}
+	if !isTenantName(tenant) {
+		return nil, notFound("credential %s has one for each tenant; name one, as in %[1]s/acme", family.name())
+	}
+	if r.Method == http.MethodGet {
+		if c := family.tenants.peek(tenant); c != nil {
+			return c, nil
+		}
+		return nil, notFound("tenant %s of credential %s is not live; it is set up by the next request that names it", tenant, family.name())
+	}
+	c, err := family.tenants.get(r.Context(), tenant)
+	switch {
+	case errors.Is(err, errTenantUnknown):
+		return nil, notFound("tenant %s of credential %s: %w", tenant, family.name(), err)
+	case err != nil:
+		return nil, caddy.APIError{HTTPStatus: http.StatusBadGateway, Err: err}
+	}
+	return c, nil
 }
 
 // action is what can be done to a credential.
@@ -236,7 +274,7 @@ var actions = map[string]action{
 	"revoke": {http.MethodPost, func(ctx context.Context, app *App, c *activeCredential) (any, error) {
 		err := c.source.Revoke(ctx)
 		if err == nil {
-			app.emit(eventTokenRevoked, c.source, nil)
+			app.emit(eventTokenRevoked, c, nil)
 		}
 		return c.status(), err
 	}},

@@ -31,6 +31,7 @@ const (
 	outcomeRateLimited
 	outcomeCallerUnknown
 	outcomeCallerNotGranted
+	outcomeTenantUnknown
 	outcomeCallerLimited
 	outcomeQuotaReserved
 	outcomeClientNotAllowed
@@ -56,6 +57,7 @@ var outcomeNames = [outcomeCount]string{
 	outcomeRateLimited:         "rate_limited",
 	outcomeCallerUnknown:       "caller_unknown",
 	outcomeCallerNotGranted:    "caller_not_granted",
+	outcomeTenantUnknown:       "tenant_unknown",
 	outcomeCallerLimited:       "caller_limited",
 	outcomeQuotaReserved:       "quota_reserved",
 	outcomeClientNotAllowed:    "client_not_allowed",
@@ -77,6 +79,7 @@ const (
 	keyBadRequestPath   = "bad_request_path"
 	keyMethodNotAllowed = "method_not_allowed"
 	keyTooEarly         = "too_early"
+	keyTenantInvalid    = "tenant_invalid"
 )
 
 // proxyName is how the gateway calls itself in Proxy-Status (RFC 9209).
@@ -151,6 +154,20 @@ var tooEarly = &refusal{
 // notGranted is the refusal of a known caller that has no grant here.
 func notGranted(caller string) *refusal {
 	return forbidden(outcomeCallerNotGranted, caller+" has no grant on this route", "")
+}
+
+// tenantNotGranted is the refusal of a known caller that names a tenant which its
+// grant does not.
+func tenantNotGranted(caller, tenant string) *refusal {
+	return forbidden(outcomeCallerNotGranted, caller+" has no grant for tenant "+tenant+" on this route", "")
+}
+
+// tenantInvalid is the refusal of a request whose tenant cannot be the name of one.
+var tenantInvalid = badRequest(keyTenantInvalid, fmt.Sprintf("the request has to say for which tenant it is, by a name of up to %d letters, digits, dots, underscores and hyphens", maxCredentialName))
+
+// tenantUnknown is the refusal of a request for a tenant without a credential.
+func tenantUnknown(tenant string, err error) *refusal {
+	return forbidden(outcomeTenantUnknown, "the gateway has no credential of tenant "+tenant, ": "+err.Error())
 }
 
 // limitRefusal is the refusal of a caller that has used up its limit.

@@ -33,6 +33,7 @@ type providerModule interface {
 //	        token_timeout  <duration>
 //	        token_ca       <pem_files...>
 //	        revoke_on_stop
+//	        max_tenants    <n>
 //	    }
 //	    caller <name> {
 //	        key         <key> [<previous>]
@@ -128,40 +129,6 @@ func (a *App) unmarshalCredential(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// unmarshalShareTokens reads `share_tokens [{ storage <module> … }]`.
-func (a *App) unmarshalShareTokens(d *caddyfile.Dispenser) error {
-	if a.ShareTokens != nil {
-		return d.Err("share_tokens is already given")
-	}
-	if d.NextArg() {
-		return d.Errf("share_tokens: unexpected argument %q", d.Val())
-	}
-	a.ShareTokens = new(ShareTokens)
-	table := option.Table{"storage": a.ShareTokens.unmarshalStorage}
-	_, err := option.Block(d, table, option.Unknown("share_tokens", table))
-	return err
-}
-
-// unmarshalStorage reads `storage <module> …`, as the global option of that name.
-func (s *ShareTokens) unmarshalStorage(d *caddyfile.Dispenser) error {
-	if len(s.StorageRaw) > 0 {
-		return d.Err("storage is already given")
-	}
-	if !d.NextArg() {
-		return d.Err("storage: needs a storage module, such as file_system")
-	}
-	name := d.Val()
-	if _, err := caddy.GetModule(storageNamespace + name); err != nil {
-		return d.Errf("storage: this Caddy has no storage module %q; build one in with xcaddy", name)
-	}
-	module, err := caddyfile.UnmarshalModule(d, storageNamespace+name)
-	if err != nil {
-		return err
-	}
-	s.StorageRaw = caddyconfig.JSONModuleObject(module, "module", name, nil)
-	return nil
-}
-
 // unmarshalCaller reads `caller <name> { … }`. What is as long as a key may be one
 // in a wrong place, so that errors do not quote it.
 func (a *App) unmarshalCaller(d *caddyfile.Dispenser) error {
@@ -213,11 +180,14 @@ func (a *App) unmarshalCaller(d *caddyfile.Dispenser) error {
 //	    token_timeout  <duration>
 //	    token_ca       <pem_files...>
 //	    revoke_on_stop
+//	    max_tenants    <n>
+//	    tenant         <placeholder>
 //	    keep_headers   <names...>
 //
 //	    grant <callers...> {
 //	        scopes  <scopes...>
 //	        allow   [<methods>] <paths...>
+//	        tenants <names...>
 //	        limit   <n>/s|<n>/m|<n>/h
 //	        reserve <n>%
 //	    }
@@ -246,6 +216,7 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"credential":   func(d *caddyfile.Dispenser) error { return option.String(d, &t.CredentialName) },
 		"scopes":       stringsOf(&t.Scopes),
 		"provider":     t.unmarshalProvider,
+		"tenant":       func(d *caddyfile.Dispenser) error { return option.String(d, &t.Tenant) },
 		"keep_headers": stringsOf(&t.KeepHeaders),
 		"grant":        func(d *caddyfile.Dispenser) error { return unmarshalGrant(d, &t.Grants) },
 	})
@@ -300,6 +271,7 @@ func (c *Credential) Options() option.Table {
 		"token_timeout":  func(d *caddyfile.Dispenser) error { return option.Duration(d, &c.TokenTimeout) },
 		"token_ca":       func(d *caddyfile.Dispenser) error { return option.Strings(d, &c.TokenCA) },
 		"revoke_on_stop": func(d *caddyfile.Dispenser) error { return option.Flag(d, &c.RevokeOnStop) },
+		"max_tenants":    func(d *caddyfile.Dispenser) error { return option.Count(d, &c.MaxTenants) },
 	}
 }
 

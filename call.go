@@ -67,6 +67,11 @@ func (c *call) do() (*http.Response, error) {
 			return c.refuse(r)
 		}
 	}
+	if r, err := c.findTenant(); r != nil {
+		return c.refuse(r)
+	} else if err != nil {
+		return c.withoutToken(err)
+	}
 	if r := c.destination.check(c.req); r != nil {
 		return c.refuse(r)
 	}
@@ -191,6 +196,9 @@ func (c *call) carry(token *tokensource.Token) bool {
 // withoutToken answers a request that no token can be had for.
 func (c *call) withoutToken(err error) (*http.Response, error) {
 	var unavailable *tokensource.Error
+	if r := c.leftTenant(err); r != nil {
+		return c.refuse(r)
+	}
 	if errors.As(err, &unavailable) && !c.probe {
 		return c.refuse(tokenRefusal(unavailable))
 	}
@@ -327,7 +335,7 @@ func (c *call) logRefusal(r *refusal) {
 		caller = c.caller.name
 	}
 	if c.guard.callers != nil {
-		go c.app.emit(eventCallerRefused, c.credential.source, map[string]any{"caller": caller, "outcome": r.outcome.String()})
+		go c.app.emit(eventCallerRefused, c.credential, map[string]any{"caller": caller, "outcome": r.outcome.String()})
 	}
 	if e := c.logger.Check(zap.WarnLevel, "refused a request"); e != nil {
 		key := r.key

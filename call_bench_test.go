@@ -71,7 +71,7 @@ func benchTransportSharing(tb testing.TB, shared tokensource.Shared) *Transport 
 	}
 	return &Transport{
 		app:         &App{memory: replaybody.NewMemory(defaultReplayMemory)},
-		credential:  &activeCredential{source: source, metrics: newCredentialMetrics("test", "test"), rateLimit: newRateLimit(), quota: new(quota)},
+		credential:  &activeCredential{called: "test", source: source, metrics: newCredentialMetrics("test", "test", false), rateLimit: newRateLimit(), quota: new(quota)},
 		guard:       guard,
 		destination: &destination{hosts: []string{"127.0.0.1:9001"}},
 		upstream: &sink{http.Response{StatusCode: http.StatusOK, Body: http.NoBody, Header: http.Header{
@@ -191,7 +191,7 @@ func TestAllocations(t *testing.T) {
 
 // TestMetricsAllocateNothing holds that counting a request costs no allocation.
 func TestMetricsAllocateNothing(t *testing.T) {
-	m, l := newCredentialMetrics("TestMetricsAllocateNothing", "test"), newRateLimit()
+	m, l := newCredentialMetrics("TestMetricsAllocateNothing", "test", false), newRateLimit()
 	resp := &http.Response{StatusCode: http.StatusOK, Header: http.Header{
 		"Content-Type": {"application/json"}, "Content-Length": {"2"}, "Date": {"Mon, 01 Jan 2035 00:00:00 GMT"},
 	}}

@@ -108,8 +108,9 @@ func newAPI(t *testing.T, answer func(int, *http.Request) (*http.Response, error
 	core, logs := observer.New(zapcore.DebugLevel)
 	a := &api{Transport: benchTransport(t), provider: new(numbered), logs: logs, answer: answer}
 	a.Transport.credential = &activeCredential{
+		called:    t.Name(),
 		source:    tokensource.New(tokensource.Options{Name: t.Name(), Provider: a.provider, State: tokensource.NewState(), Logger: zap.NewNop()}),
-		metrics:   newCredentialMetrics(t.Name(), "test"),
+		metrics:   newCredentialMetrics(t.Name(), "test", false),
 		rateLimit: newRateLimit(),
 		quota:     new(quota),
 	}

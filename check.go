@@ -202,7 +202,7 @@ func (c foundCredential) check(ctx context.Context) checkResult {
 	defer cancel()
 	provider, err := c.load(caddyCtx)
 	if err == nil {
-		result.Credential = cmp.Or(c.name, inlineName(provider))
+		result.Credential = cmp.Or(c.name, inlineName(c.Credential, provider))
 		var name string
 		if name, provider, err = withScopes(result.Credential, provider, c.scopes); err == nil {
 			result.Credential = name

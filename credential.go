@@ -1,21 +1,22 @@
 package egress
 
 import (
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
+	"reflect"
 	"regexp"
 	"strings"
 	"sync/atomic"
-	"time"
-
-	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-egress/caddy-egress/internal/option"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 	"github.com/caddy-egress/caddy-egress/tokensource"
 	"github.com/caddy-egress/caddy-egress/tokenstore"
@@ -47,6 +48,12 @@ type Credential struct {
 	// revocation_url.
 	// Default: the token is left to expire.
 	RevokeOnStop bool `json:"revoke_on_stop,omitempty"`
+
+	// How many tenants are live at a time, where the credential has `{tenant}` in
+	// it: those used last have their tokens kept fresh. The token of another is
+	// kept until it expires. Each set of scopes counts by itself.
+	// Default: `1000`.
+	MaxTenants int `json:"max_tenants,omitempty"`
 }
 
 // load loads and checks the provider, and the options beside it.
@@ -57,6 +64,25 @@ func (c *Credential) load(ctx caddy.Context) (tokenprovider.Provider, error) {
 	if c.RefreshBefore < 0 || c.TokenTimeout < 0 {
 		return nil, errors.New("refresh_before and token_timeout must be above zero")
 	}
+	provider, err := c.loadProvider(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if revoker, ok := provider.(tokenprovider.Revoker); c.RevokeOnStop && (!ok || !revoker.CanRevoke()) {
+		return nil, errors.New("revoke_on_stop: the provider, as it is configured, cannot revoke tokens")
+	}
+	return provider, nil
+}
+
+// loadProvider loads the provider. That of a credential with tenants is checked,
+// and not provisioned: each tenant has one of its own.
+func (c *Credential) loadProvider(ctx caddy.Context) (tokenprovider.Provider, error) {
+	if c.hasTenants() {
+		return c.loadTemplate()
+	}
+	if c.MaxTenants != 0 {
+		return nil, option.Errorf("max_tenants", "needs %s in the credential", option.Tenant)
+	}
 	module, err := ctx.LoadModule(c, "ProviderRaw")
 	if err != nil {
 		return nil, err
@@ -65,10 +91,37 @@ func (c *Credential) load(ctx caddy.Context) (tokenprovider.Provider, error) {
 	if !ok {
 		return nil, fmt.Errorf("%T is not a token provider", module)
 	}
-	if revoker, ok := provider.(tokenprovider.Revoker); c.RevokeOnStop && (!ok || !revoker.CanRevoke()) {
-		return nil, errors.New("revoke_on_stop: the provider, as it is configured, cannot revoke tokens")
-	}
 	return provider, nil
+}
+
+// unprovisioned returns the provider in raw, which has read no placeholder. What
+// depends on their values, such as its identity, is not to be used.
+func unprovisioned(raw json.RawMessage) (tokenprovider.Provider, error) {
+	if len(raw) == 0 {
+		return nil, errors.New("has no provider")
+	}
+	var options map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &options); err != nil {
+		return nil, err
+	}
+	name := textIn(options["name"])
+	delete(options, "name")
+	info, err := caddy.GetModule(providerNamespace + "." + name)
+	if err != nil {
+		return nil, err
+	}
+	value := info.New()
+	if kind := reflect.TypeOf(value); kind.Kind() != reflect.Pointer {
+		value = reflect.New(kind).Interface().(caddy.Module)
+	}
+	provider, ok := value.(tokenprovider.Provider)
+	if !ok {
+		return nil, fmt.Errorf("%s is not a token provider", name)
+	}
+	if raw, err = json.Marshal(options); err != nil {
+		return nil, err
+	}
+	return provider, caddy.StrictUnmarshalJSON(raw, provider)
 }
 
 // maxCredentialName is the length of the longest name of a credential.
@@ -90,9 +143,14 @@ func checkCredentialName(name string) error {
 }
 
 // inlineName names the credential that a route holds inline.
-func inlineName(provider tokenprovider.Provider) string {
+func inlineName(credential Credential, provider tokenprovider.Provider) string {
 	grant := provider.Grant()
-	return grant.Provider + "-" + grant.Identity()[:8]
+	identity := grant.Identity()
+	if credential.hasTenants() { // its identity says little
+		digest := sha256.Sum256(credential.ProviderRaw)
+		identity = hex.EncodeToString(digest[:])
+	}
+	return grant.Provider + "-" + identity[:8]
 }
 
 // plainScope is a scope that can be part of a name.
@@ -117,8 +175,13 @@ func scopedName(credential string, provider tokenprovider.Provider) string {
 
 // activeCredential is a credential in use: where its tokens come from, and what
 // is measured of it. All routes that use it share it.
+//
+// Where each tenant has a credential of its own, that of a route stands for all of
+// them and has no source.
 type activeCredential struct {
+	called      string
 	source      *tokensource.Source
+	state       *tokensource.State
 	metrics     *credentialMetrics
 	rateLimit   *rateLimit
 	quota       *quota
@@ -128,115 +191,52 @@ type activeCredential struct {
 	fingerprint [32]byte          // of the secrets
 	options     Credential        // the provider aside
 	store       *tokenstore.Store // nil: the token is not shared
+	tokenURL    string            // with {tenant} in it, if that is configured
+	tenants     *tenants          // nil: it has none
+	tenant      string            // whose credential it is; empty: it is not that of a tenant
 }
 
 // name returns the credential's name.
-func (c *activeCredential) name() string { return c.source.Name() }
+func (c *activeCredential) name() string { return c.called }
 
-// Credentials in use outlive a config: what is pooled here survives reloads.
-var (
-	// states are the tokens in use, by identity of the credential. Its secrets are
-	// not part of that: a token stays in use while another secret has not brought
-	// one.
-	states = caddy.NewUsagePool()
+// isFamily reports whether each tenant has a credential of its own in place of c.
+func (c *activeCredential) isFamily() bool { return c.tenants != nil && c.tenant == "" }
 
-	// metricsPool has what is measured, by name of the credential and provider.
-	metricsPool = caddy.NewUsagePool()
+// identityOf returns the identity of a grant of the credential.
+func (c *activeCredential) identityOf(grant tokenprovider.Grant) string {
+	if c.tenant != "" {
+		return tenantIdentity(grant, c.tenant)
+	}
+	return grant.Identity()
+}
 
-	// rateLimits are what APIs have said of their rate limits, by identity of the
-	// credential.
-	rateLimits = caddy.NewUsagePool()
-
-	// quotas are what is left of APIs' quotas, by identity of the credential without
-	// its scopes.
-	quotas = caddy.NewUsagePool()
-
-	// endpoints bound the token requests of all credentials to one token
-	// endpoint, by its URL.
-	endpoints = caddy.NewUsagePool()
-)
-
-// acquireState returns the state of a credential, and what gives it up.
-func acquireState(name, identity string) (*tokensource.State, func() error) {
-	pooled, _ := states.LoadOrStore(identity, pooledState{tokensource.NewState(), name})
-	return pooled.(pooledState).State, func() error {
-		_, err := states.Delete(identity)
-		return err
+// start has the token kept fresh, if a route sends it.
+func (c *activeCredential) start() {
+	switch {
+	case !c.sends:
+	case c.isFamily():
+		c.tenants.start()
+	default:
+		c.source.Start()
 	}
 }
 
-// acquireMetrics returns what is measured of a credential, and what gives it up.
-func acquireMetrics(name, provider string) (*credentialMetrics, func() error) {
-	key := name + " " + provider
-	pooled, _ := metricsPool.LoadOrStore(key, newCredentialMetrics(name, provider))
-	return pooled.(*credentialMetrics), func() error {
-		_, err := metricsPool.Delete(key)
-		return err
+// stop ends that.
+func (c *activeCredential) stop() {
+	if c.isFamily() {
+		c.tenants.stop()
+		return
 	}
+	c.source.Stop()
 }
 
-// acquireRateLimit returns what is known of the rate limit of a credential, and
-// what gives it up.
-func acquireRateLimit(identity string) (*rateLimit, func() error) {
-	pooled, _ := rateLimits.LoadOrStore(identity, newRateLimit())
-	return pooled.(*rateLimit), func() error {
-		_, err := rateLimits.Delete(identity)
-		return err
+// reserve has what is left of the API's quota counted.
+func (c *activeCredential) reserve() {
+	if c.isFamily() {
+		c.tenants.reserves.Store(true)
+		return
 	}
-}
-
-// acquireQuota returns what is left of the quota of a client of an API, whatever
-// the scopes of its tokens, and what gives it up.
-func acquireQuota(grant tokenprovider.Grant) (*quota, func() error) {
-	grant.Scopes = nil
-	identity := grant.Identity()
-	pooled, _ := quotas.LoadOrStore(identity, new(quota))
-	return pooled.(*quota), func() error {
-		_, err := quotas.Delete(identity)
-		return err
-	}
-}
-
-// acquireEndpoint returns what bounds the token requests to tokenURL, and what
-// gives it up.
-func acquireEndpoint(tokenURL string) (*tokensource.Endpoint, func() error) {
-	pooled, _ := endpoints.LoadOrStore(tokenURL, tokensource.NewEndpoint())
-	return pooled.(*tokensource.Endpoint), func() error {
-		_, err := endpoints.Delete(tokenURL)
-		return err
-	}
-}
-
-// pooledState is a state that is retired with the last config that uses it.
-type pooledState struct {
-	*tokensource.State
-	name string // of the credential that it was made for
-}
-
-// How long the end of a credential waits for requests that carry its token, and
-// then for the token to be revoked.
-const (
-	retireTimeout     = 10 * time.Second
-	retireTimeoutExit = 2 * time.Second
-)
-
-// Destruct implements caddy.Destructor. A reload does not wait for the token to
-// be revoked; the end of the process does, for a while.
-func (s pooledState) Destruct() error {
-	if caddy.Exiting() {
-		s.retire(retireTimeoutExit)
-	} else {
-		go s.retire(retireTimeout)
-	}
-	return nil
-}
-
-func (s pooledState) retire(timeout time.Duration) {
-	if err := s.Retire(timeout, timeout); err != nil {
-		// the config's logger is closed by now
-		caddy.Log().Named("egress").Warn("could not revoke the token; it is left to expire",
-			zap.String("credential", s.name), zap.Error(err))
-	}
+	c.quota.counts.Store(true)
 }
 
 // tokenClient returns the client of a token endpoint. It trusts the

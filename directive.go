@@ -27,13 +27,17 @@ import (
 //	    token_timeout  <duration>
 //	    token_ca       <pem_files...>
 //	    revoke_on_stop
+//	    max_tenants    <n>
 //
 //	    # with a credential
 //	    scopes <scopes...>
 //
+//	    tenant <placeholder>
+//
 //	    grant <callers...> {
 //	        scopes  <scopes...>
 //	        allow   [<methods>] <paths...>
+//	        tenants <names...>
 //	        limit   <n>/s|<n>/m|<n>/h
 //	        reserve <n>%
 //	    }
@@ -101,7 +105,7 @@ func (e *directive) readInline(h httpcaddyfile.Helper) error {
 	if err != nil {
 		return h.WrapErr(err)
 	}
-	more := option.Join(t.RouteOptions.Options(), t.Credential.Options(), e.grants(h, nil))
+	more := option.Join(t.RouteOptions.Options(), t.Credential.Options(), e.grants(h, nil), e.tenant())
 	e.rest.table = option.Join(provider.Options(), more)
 	lines, err := option.ReadProvider(h.Dispenser, e.rest.what, provider, more, e.readOther)
 	if err != nil {
@@ -123,7 +127,7 @@ func (e *directive) readNamed(h httpcaddyfile.Helper) error {
 		return h.Errf("%s: unexpected argument %q; the api_url of a credential belongs where it is defined", e.rest.what, h.Val())
 	}
 	t.CredentialName = name
-	e.rest.table = option.Join(t.RouteOptions.Options(), e.grants(h, provider), option.Table{"scopes": stringsOf(&t.Scopes)})
+	e.rest.table = option.Join(t.RouteOptions.Options(), e.grants(h, provider), e.tenant(), option.Table{"scopes": stringsOf(&t.Scopes)})
 	elsewhere := option.Join(provider.Options(), new(Credential).Options())
 	lines, err := option.Block(h.Dispenser, e.rest.table, func(d *caddyfile.Dispenser) error {
 		if _, ok := elsewhere[d.Val()]; ok {
@@ -141,6 +145,11 @@ func (e *directive) readNamed(h httpcaddyfile.Helper) error {
 	}
 	e.api = provider.API()
 	return lines.Wrap(t.RouteOptions.validate())
+}
+
+// tenant returns the reader of tenant.
+func (e *directive) tenant() option.Table {
+	return option.Table{"tenant": func(d *caddyfile.Dispenser) error { return option.String(d, &e.transport.Tenant) }}
 }
 
 // grants returns the reader of grants. It refuses callers that the global option

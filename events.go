@@ -24,12 +24,12 @@ const (
 
 // emitOutcome emits the event of a token request that has ended. Of a token that
 // another instance has obtained, that one emits it.
-func (a *App) emitOutcome(s *tokensource.Source, r tokensource.Outcome) {
+func (a *App) emitOutcome(c *activeCredential, r tokensource.Outcome) {
 	if r.Shared {
 		return
 	}
 	if r.Err == nil {
-		a.emit(eventTokenObtained, s, map[string]any{"trigger": r.Trigger, "expires": r.Token.Expires})
+		a.emit(eventTokenObtained, c, map[string]any{"trigger": r.Trigger, "expires": r.Token.Expires})
 		return
 	}
 	name := eventTokenRefreshFailed
@@ -40,18 +40,18 @@ func (a *App) emitOutcome(s *tokensource.Source, r tokensource.Outcome) {
 	if failure, ok := errors.AsType[*tokenprovider.Error](r.Err); ok {
 		code = failure.Code
 	}
-	a.emit(name, s, map[string]any{
+	a.emit(name, c, map[string]any{
 		"trigger": r.Trigger, "error": r.Err.Error(), "error_code": code, "next_attempt": r.Next, "live": r.Live,
 	})
 }
 
 // emit emits an event about a credential, unless the config has been replaced:
 // requests that drain later do not emit any.
-func (a *App) emit(name string, s *tokensource.Source, data map[string]any) {
+func (a *App) emit(name string, c *activeCredential, data map[string]any) {
 	if a.events == nil || a.ctx.Err() != nil {
 		return
 	}
-	all := map[string]any{"credential": s.Name(), "provider": s.Provider().Grant().Provider}
+	all := map[string]any{"credential": c.name(), "provider": c.metrics.labels[1]}
 	maps.Copy(all, data)
 	if a.active() {
 		a.events.Emit(a.ctx, name, all)

@@ -29,6 +29,10 @@ type Grant struct {
 	// holds as well. Default: all that the route permits.
 	Allow []Operation `json:"allow,omitempty"`
 
+	// Tenants that the callers may name, where the route has them.
+	// Default: any.
+	Tenants []string `json:"tenants,omitempty"`
+
 	// How many requests each of the callers may make on this route, as `<n>/s`,
 	// `<n>/m` or `<n>/h`: n at once, and n each second, minute or hour from then on.
 	// More are answered with 429. Each instance counts by itself, each server (the
@@ -47,6 +51,7 @@ func (g *Grant) Options() option.Table {
 	return option.Table{
 		"scopes":  stringsOf(&g.Scopes),
 		"allow":   operations(&g.Allow),
+		"tenants": stringsOf(&g.Tenants),
 		"limit":   func(d *caddyfile.Dispenser) error { return option.String(d, &g.Limit) },
 		"reserve": func(d *caddyfile.Dispenser) error { return option.String(d, &g.Reserve) },
 	}
@@ -67,6 +72,14 @@ func (g *Grant) validate() error {
 	}
 	if err := validateOperations(g.Allow); err != nil {
 		return err
+	}
+	if g.Tenants != nil && len(g.Tenants) == 0 {
+		return option.Errorf("tenants", "is empty, which would permit none; name some, or leave it out")
+	}
+	for _, tenant := range g.Tenants {
+		if !isTenantName(tenant) {
+			return option.Errorf("tenants", "%q cannot be the name of a tenant: it has up to %d letters, digits, dots, underscores and hyphens", tenant, maxCredentialName)
+		}
 	}
 	if _, _, err := parseRate(g.Limit); err != nil {
 		return err
@@ -134,9 +147,13 @@ func unmarshalGrant(d *caddyfile.Dispenser, grants *[]Grant) error {
 type granted struct {
 	credential *activeCredential
 	allow      []Operation
-	limit      *limiter // nil: none
-	reserve    float64  // part of the API's quota
+	tenants    map[string]bool // nil: any
+	limit      *limiter        // nil: none
+	reserve    float64         // part of the API's quota
 }
+
+// isFor reports whether the caller may name that tenant.
+func (g *granted) isFor(tenant string) bool { return g.tenants == nil || g.tenants[tenant] }
 
 // newGranted returns what each caller is granted. The first grant that names a
 // caller counts.
@@ -157,6 +174,12 @@ func newGranted(grants []Grant, callers *callers, resolve func(*Grant) (*granted
 		}
 		n, per, _ := parseRate(grant.Limit)
 		one.reserve, _ = parseShare(grant.Reserve)
+		for _, tenant := range grant.Tenants {
+			if one.tenants == nil {
+				one.tenants = make(map[string]bool, len(grant.Tenants))
+			}
+			one.tenants[tenant] = true
+		}
 		for _, c := range to {
 			if all[c] != nil {
 				continue

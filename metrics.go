@@ -109,6 +109,7 @@ type credentialMetrics struct {
 	labels    []string // values of credentialLabels
 	requests  [outcomeCount]atomic.Pointer[prometheus.Counter]
 	remaining atomic.Pointer[prometheus.Gauge]
+	ofTenants bool                     // gauges would be those of one tenant or another: there are none
 	used      atomic.Bool              // there was a request
 	refusals  [outcomeCount]logLimiter // log lines about those of clients that are not known
 	callers   sync.Map                 // from the name of a caller to its *callerMetrics
@@ -117,8 +118,8 @@ type credentialMetrics struct {
 	gone bool       // the credential is no longer configured
 }
 
-func newCredentialMetrics(credential, provider string) *credentialMetrics {
-	m := &credentialMetrics{labels: []string{credential, provider}}
+func newCredentialMetrics(credential, provider string, ofTenants bool) *credentialMetrics {
+	m := &credentialMetrics{labels: []string{credential, provider}, ofTenants: ofTenants}
 	for _, class := range []tokenprovider.Class{tokenprovider.Transient, tokenprovider.Refused} {
 		m.tokenRequests(triggerRefresh, string(class))
 	}
@@ -220,7 +221,9 @@ func (m *credentialMetrics) tokenRequest(endpoint string, r tokensource.Outcome)
 	}
 	if r.Token != nil {
 		m.whileConfigured(func() {
-			tokenExpiry.WithLabelValues(m.labels...).Set(seconds(r.Token.Expires))
+			if !m.ofTenants {
+				tokenExpiry.WithLabelValues(m.labels...).Set(seconds(r.Token.Expires))
+			}
 			tokenLastSuccess.WithLabelValues(m.labels...).Set(seconds(r.Token.Issued))
 		})
 	}
@@ -248,6 +251,9 @@ func seconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
 
 // setRemaining sets the gauge, which is created by the first value.
 func (m *credentialMetrics) setRemaining(n int64) {
+	if m.ofTenants {
+		return
+	}
 	if m.remaining.Load() == nil {
 		m.whileConfigured(func() {
 			gauge := rateLimitRemaining.WithLabelValues(m.labels...)

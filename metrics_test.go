@@ -53,7 +53,7 @@ func TestSeriesAppearWithTheirFirstEvent(t *testing.T) {
 		}
 		return names
 	}
-	m := newCredentialMetrics(t.Name(), "test")
+	m := newCredentialMetrics(t.Name(), "test", false)
 	if got := series(); len(got) != 2 { // failed refreshes, from zero on
 		t.Errorf("series at first: %v", got)
 	}

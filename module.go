@@ -87,8 +87,10 @@ type App struct {
 	mu         sync.Mutex
 	inUse      map[string]*activeCredential // by name
 	byIdentity map[string]*activeCredential // one of each identity
-	clients    map[string]*http.Client      // of token endpoints, by the authorities that they trust
 	acquired   []func() error               // give up what is pooled
+
+	clientsMu sync.Mutex
+	clients   map[string]*http.Client // of token endpoints, by the authorities that they trust
 }
 
 // CaddyModule returns the Caddy module information.
@@ -169,9 +171,7 @@ func (a *App) Start() error {
 	defer a.mu.Unlock()
 	close(a.started)
 	for _, c := range a.inUse {
-		if c.sends {
-			c.source.Start()
-		}
+		c.start()
 	}
 	a.callers.watch()
 	a.cleanUpStore()
@@ -187,7 +187,7 @@ func (a *App) Stop() error {
 	defer a.mu.Unlock()
 	var wg sync.WaitGroup // at the same time, since each may have to tell others
 	for _, c := range a.inUse {
-		wg.Go(c.source.Stop)
+		wg.Go(c.stop)
 	}
 	wg.Wait()
 	a.callers.stopWatching()
@@ -228,6 +228,9 @@ func (a *App) Cleanup() error {
 // uses it. Two credentials under one name, and one credential with different
 // options, are errors: which of them applies would be chance.
 func (a *App) use(name string, provider tokenprovider.Provider, options Credential) (*activeCredential, error) {
+	if options.hasTenants() {
+		return a.useTenants(name, provider, options)
+	}
 	options.ProviderRaw = nil
 	secrets, err := provider.Secrets()
 	if err != nil {
@@ -258,9 +261,15 @@ func (a *App) use(name string, provider tokenprovider.Provider, options Credenti
 	}
 
 	c := &activeCredential{identity: identity, fingerprint: fingerprint, options: options, store: a.store}
-	if err := a.activate(c, name, provider); err != nil {
+	c.tokenURL = provider.Grant().TokenURL
+	var release func() error
+	c.metrics, release = acquireMetrics(name, provider.Grant().Provider, false)
+	a.acquired = append(a.acquired, release)
+	acquired, err := a.activate(c, name, provider)
+	if err != nil {
 		return nil, err
 	}
+	a.acquired = append(a.acquired, acquired...)
 	a.inUse[name], a.byIdentity[identity] = c, c
 	return c, nil
 }
@@ -276,35 +285,33 @@ func (a *App) send(c *activeCredential) {
 	c.sends = true
 	select {
 	case <-a.started:
-		c.source.Start()
+		c.start()
 	default:
 	}
 }
 
-// activate gives c its token source and its metrics, which outlive the config.
-// mu is held.
-func (a *App) activate(c *activeCredential, name string, provider tokenprovider.Provider) error {
+// activate gives c its token source, and returns what gives up what is pooled of
+// it, which outlives the config.
+func (a *App) activate(c *activeCredential, name string, provider tokenprovider.Provider) (acquired []func() error, err error) {
 	client, err := a.client(c.options.TokenCA)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	state, release := acquireState(name, c.identity)
-	a.acquired = append(a.acquired, release)
-	grant := provider.Grant()
-	c.metrics, release = acquireMetrics(name, grant.Provider)
-	a.acquired = append(a.acquired, release)
-	c.rateLimit, release = acquireRateLimit(c.identity)
-	a.acquired = append(a.acquired, release)
-	c.quota, release = acquireQuota(grant)
-	a.acquired = append(a.acquired, release)
+	grant, ofAll := provider.Grant(), provider.Grant()
+	ofAll.Scopes = nil // tokens of different scopes use up the same quota
+	acquired = make([]func() error, 4)
+	c.state, acquired[0] = acquireState(name, c.identity)
+	c.rateLimit, acquired[1] = acquireRateLimit(c.identity)
+	c.quota, acquired[2] = acquireQuota(c.identityOf(ofAll))
 	endpoint, release := acquireEndpoint(grant.TokenURL)
-	a.acquired = append(a.acquired, release)
+	acquired[3] = release
 
+	c.called = name
 	c.source = tokensource.New(tokensource.Options{
 		Name:          name,
 		Provider:      provider,
 		Client:        client,
-		State:         state,
+		State:         c.state,
 		Shared:        a.shared(name, c.identity),
 		Fingerprint:   c.fingerprint,
 		Refresher:     a.refresher,
@@ -313,18 +320,20 @@ func (a *App) activate(c *activeCredential, name string, provider tokenprovider.
 		TokenTimeout:  time.Duration(c.options.TokenTimeout),
 		RevokeOnStop:  c.options.RevokeOnStop,
 		OnOutcome: func(r tokensource.Outcome) {
-			c.metrics.tokenRequest(grant.TokenURL, r)
-			a.emitOutcome(c.source, r)
+			c.metrics.tokenRequest(c.tokenURL, r)
+			a.emitOutcome(c, r)
 		},
 		Logger: a.logger,
 	})
-	return nil
+	return acquired, nil
 }
 
 // client returns the client of token endpoints that trusts the authorities in
-// files, the same for all that do. mu is held.
+// files, the same for all that do.
 func (a *App) client(files []string) (*http.Client, error) {
 	key := strings.Join(files, "\x00")
+	a.clientsMu.Lock()
+	defer a.clientsMu.Unlock()
 	if client, ok := a.clients[key]; ok {
 		return client, nil
 	}
@@ -335,7 +344,8 @@ func (a *App) client(files []string) (*http.Client, error) {
 	return client, err
 }
 
-// credentials returns the credentials whose tokens routes send, by name.
+// credentials returns the credentials whose tokens routes send, by name. One with
+// tenants stands for all of them.
 func (a *App) credentials() []*activeCredential {
 	a.mu.Lock()
 	defer a.mu.Unlock()

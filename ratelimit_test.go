@@ -13,7 +13,7 @@ import (
 
 func TestRateLimitOfTheAPI(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m, l := newCredentialMetrics(t.Name(), "test"), newRateLimit()
+		m, l := newCredentialMetrics(t.Name(), "test", false), newRateLimit()
 		limited := func(api tokenprovider.API, header ...string) {
 			l.answered(status(http.StatusTooManyRequests, header...), api, m)
 		}
@@ -55,7 +55,7 @@ func TestRateLimitOfTheAPI(t *testing.T) {
 }
 
 func TestCallsThatAreLeft(t *testing.T) {
-	m, l := newCredentialMetrics(t.Name(), "test"), newRateLimit()
+	m, l := newCredentialMetrics(t.Name(), "test", false), newRateLimit()
 	api := tokenprovider.API{RemainingHeaders: []string{"X-First", "X-Second"}}
 	for _, test := range []struct {
 		header []string

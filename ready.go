@@ -53,7 +53,7 @@ func (h *Ready) ServeHTTP(w http.ResponseWriter, req *http.Request, _ caddyhttp.
 		Waiting []string `json:"waiting,omitempty"` // credentials without a token yet
 	}{}
 	for _, c := range h.app.credentials() {
-		if !c.source.Status().Ready {
+		if !c.isFamily() && !c.source.Status().Ready { // tenants get theirs when they are first used
 			answer.Waiting = append(answer.Waiting, c.name())
 		}
 	}

@@ -70,7 +70,7 @@ func (c *call) prepareReplay() (result string, fresh *tokensource.Fresh, second 
 		return unauthorizedHeldBack, nil, nil
 	}
 	if fresh.First {
-		go c.app.emit(eventTokenRejected, c.credential.source, nil) // not at the cost of the request
+		go c.app.emit(eventTokenRejected, c.credential, nil) // not at the cost of the request
 	}
 	if !c.replays(c.req.Method) || !c.body.Replayable() {
 		return unauthorizedNotReplayable, nil, nil

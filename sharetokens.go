@@ -11,7 +11,10 @@ import (
 	"github.com/caddyserver/certmagic"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-egress/caddy-egress/internal/option"
 	"github.com/caddy-egress/caddy-egress/tokensource"
 	"github.com/caddy-egress/caddy-egress/tokenstore"
 )
@@ -27,6 +30,40 @@ type ShareTokens struct {
 	// The storage, such as `redis` with a module for it.
 	// Default: Caddy's own, which is the global option `storage`.
 	StorageRaw json.RawMessage `json:"storage,omitempty" caddy:"namespace=caddy.storage inline_key=module"`
+}
+
+// unmarshalShareTokens reads `share_tokens [{ storage <module> … }]`.
+func (a *App) unmarshalShareTokens(d *caddyfile.Dispenser) error {
+	if a.ShareTokens != nil {
+		return d.Err("share_tokens is already given")
+	}
+	if d.NextArg() {
+		return d.Errf("share_tokens: unexpected argument %q", d.Val())
+	}
+	a.ShareTokens = new(ShareTokens)
+	table := option.Table{"storage": a.ShareTokens.unmarshalStorage}
+	_, err := option.Block(d, table, option.Unknown("share_tokens", table))
+	return err
+}
+
+// unmarshalStorage reads `storage <module> …`, as the global option of that name.
+func (s *ShareTokens) unmarshalStorage(d *caddyfile.Dispenser) error {
+	if len(s.StorageRaw) > 0 {
+		return d.Err("storage is already given")
+	}
+	if !d.NextArg() {
+		return d.Err("storage: needs a storage module, such as file_system")
+	}
+	name := d.Val()
+	if _, err := caddy.GetModule(storageNamespace + name); err != nil {
+		return d.Errf("storage: this Caddy has no storage module %q; build one in with xcaddy", name)
+	}
+	module, err := caddyfile.UnmarshalModule(d, storageNamespace+name)
+	if err != nil {
+		return err
+	}
+	s.StorageRaw = caddyconfig.JSONModuleObject(module, "module", name, nil)
+	return nil
 }
 
 // provision returns the store of tokens. A storage that cannot be reached, which

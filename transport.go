@@ -38,6 +38,13 @@ type Transport struct {
 	// token of its own, of these rights.
 	Scopes []string `json:"scopes,omitempty"`
 
+	// The tenant of a request, where the credential has `{tenant}` in it: a
+	// placeholder such as `{http.request.header.X-Tenant}`. What it stands for has
+	// to be a name of up to 63 letters, digits, dots, underscores and hyphens that
+	// begins with a letter or digit. Whoever may use the route may name any tenant,
+	// unless a grant names those of its callers.
+	Tenant string `json:"tenant,omitempty"`
+
 	// Names of headers that do not reach the API otherwise, and that header_up
 	// sets: credentials such as Cookie, addresses such as X-Real-Ip, and Host. The
 	// client's own values of them are removed all the same. Authorization and
@@ -83,6 +90,9 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	name, provider, options, err := t.configured(ctx)
 	if err != nil {
 		return err
+	}
+	if err := t.checkTenant(options); err != nil {
+		return fmt.Errorf("credential %s: %w", name, err)
 	}
 	t.api = provider.API()
 	if t.apiHost, err = authority(t.api.URL); err != nil {
@@ -152,7 +162,7 @@ func (t *Transport) configured(ctx caddy.Context) (string, tokenprovider.Provide
 		if err != nil {
 			return "", nil, Credential{}, err
 		}
-		name := inlineName(provider)
+		name := inlineName(t.Credential, provider)
 		warnOfSecrets(t.logger.With(zap.String("credential", name)), provider)
 		return name, provider, t.Credential, nil
 	case t.CredentialName == "":
@@ -217,7 +227,7 @@ func (t *Transport) provisionGrants(ctx caddy.Context, provider tokenprovider.Pr
 		}
 		t.app.send(g.credential)
 		if grant.Reserve != "" {
-			g.credential.quota.counts.Store(true)
+			g.credential.reserve()
 		}
 		var err error
 		g.allow, err = provisionOperations(ctx, grant.Allow)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/dustin/go-humanize"
@@ -120,6 +121,24 @@ func Size(d *caddyfile.Dispenser, v **int64) error {
 	return End(d, name)
 }
 
+// Count reads the one argument of the current subdirective, a number above zero,
+// into v.
+func Count(d *caddyfile.Dispenser, v *int) error {
+	name := d.Val()
+	if *v != 0 {
+		return d.Errf("%s is already given", name)
+	}
+	if !d.NextArg() {
+		return d.Errf("%s: needs a number", name)
+	}
+	n, err := strconv.Atoi(d.Val())
+	if err != nil || n <= 0 {
+		return d.Errf("%s: %q is not a number above zero", name, d.Val())
+	}
+	*v = n
+	return End(d, name)
+}
+
 // Flag reads the current subdirective, which has no argument, into v.
 func Flag(d *caddyfile.Dispenser, v *bool) error {
 	name := d.Val()
@@ -200,6 +219,10 @@ func source(value string) string {
 	return "a placeholder in it"
 }
 
+// Tenant is the placeholder that stands for the name of a tenant in a credential
+// that has a value for each. Such a name can stand in a path as it is.
+const Tenant = "{tenant}"
+
 // Origin returns an error unless value is scheme://host[:port] and nothing
 // more, as an API's URL has to be. The scheme is http or https.
 func Origin(name, value string) error {
@@ -221,11 +244,13 @@ func Endpoint(name, value string) error {
 }
 
 func parseURL(name, value string) (*url.URL, error) {
-	if strings.ContainsAny(value, "{}") {
+	if strings.ContainsAny(strings.ReplaceAll(value, Tenant, ""), "{}") {
 		return nil, Errorf(name, "cannot hold placeholders")
 	}
 	u, err := url.Parse(value)
 	switch {
+	case err != nil && strings.Contains(value, Tenant):
+		return nil, Errorf(name, "can hold %s in the path and the query of a URL only", Tenant)
 	case err != nil, u.Host == "", u.Hostname() == "":
 		return nil, Errorf(name, "not an absolute URL such as https://api.example.com")
 	case u.Scheme != "https" && u.Scheme != "http":

@@ -1,0 +1,112 @@
+package egress
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-egress/caddy-egress/tokensource"
+)
+
+// sweepEvery is how often it is looked for tokens of lapsed tenants that have
+// expired.
+const sweepEvery = 30 * time.Second
+
+// lapsedTenants keep the tokens of tenants that are not live until they expire, so
+// that a tenant which returns costs no token request, nor does a reload. It
+// outlives a config.
+type lapsedTenants struct {
+	mu    sync.Mutex
+	kept  map[string]lapsedTenant // by identity
+	swept time.Time
+	gone  bool // no config uses it
+}
+
+// lapsedTenant is what is pooled of a tenant.
+type lapsedTenant struct {
+	state    *tokensource.State
+	acquired []func() error
+}
+
+func newLapsedTenants() *lapsedTenants {
+	return &lapsedTenants{kept: make(map[string]lapsedTenant), swept: time.Now()}
+}
+
+// keep takes over what is pooled of a tenant, and gives it up once its token has
+// expired.
+func (l *lapsedTenants) keep(identity string, state *tokensource.State, acquired []func() error) {
+	l.mu.Lock()
+	before, ok := l.kept[identity]
+	gone := l.gone
+	if !gone {
+		l.kept[identity] = lapsedTenant{state: state, acquired: acquired}
+	}
+	expired := l.sweep(time.Now())
+	l.mu.Unlock()
+
+	if ok { // it has lapsed before
+		expired = append(expired, before)
+	}
+	if gone {
+		expired = append(expired, lapsedTenant{acquired: acquired})
+	}
+	for _, t := range expired {
+		_ = t.giveUp()
+	}
+}
+
+// sweep returns those whose token has expired, from time to time. mu is held.
+func (l *lapsedTenants) sweep(now time.Time) (expired []lapsedTenant) {
+	if now.Sub(l.swept) < sweepEvery {
+		return nil
+	}
+	l.swept = now
+	for identity, t := range l.kept {
+		if t.state.Current() == nil {
+			expired = append(expired, t)
+			delete(l.kept, identity)
+		}
+	}
+	return expired
+}
+
+func (t lapsedTenant) giveUp() error {
+	var errs []error
+	for _, giveUp := range t.acquired {
+		errs = append(errs, giveUp())
+	}
+	return errors.Join(errs...)
+}
+
+// Destruct implements caddy.Destructor: it gives up all.
+func (l *lapsedTenants) Destruct() error {
+	l.mu.Lock()
+	kept := l.kept
+	l.kept, l.gone = nil, true
+	l.mu.Unlock()
+
+	// at the same time, since each may wait for its token to be revoked
+	var wg sync.WaitGroup
+	for _, t := range kept {
+		wg.Go(func() { _ = t.giveUp() })
+	}
+	wg.Wait()
+	return nil
+}
+
+// lapsed are the lapsed tenants, by the name of their credential.
+var lapsed = caddy.NewUsagePool()
+
+// acquireLapsed returns the lapsed tenants of a credential, and what gives them up.
+func acquireLapsed(name string) (*lapsedTenants, func() error) {
+	pooled, _ := lapsed.LoadOrStore(name, newLapsedTenants())
+	return pooled.(*lapsedTenants), func() error {
+		_, err := lapsed.Delete(name)
+		return err
+	}
+}
+
+// Interface guard
+var _ caddy.Destructor = (*lapsedTenants)(nil)

@@ -1,0 +1,191 @@
+package egress
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-egress/caddy-egress/internal/option"
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
+)
+
+// defaultMaxTenants is how many tenants of a credential are live at a time.
+const defaultMaxTenants = 1000
+
+// isTenantName reports whether name can be that of a tenant: as that of a
+// credential. It can stand in a path or URL and be one element of it, and nothing
+// else.
+func isTenantName(name string) bool { return credentialName.MatchString(name) }
+
+// hasTenants reports whether the credential has a value of its own for each tenant.
+func (c *Credential) hasTenants() bool {
+	in := func(text string) bool { return strings.Contains(text, option.Tenant) }
+	return bytes.Contains(c.ProviderRaw, []byte(option.Tenant)) || slices.ContainsFunc(c.TokenCA, in)
+}
+
+// forTenant returns the credential of one tenant. The name is one, so that it can
+// be put into JSON as it is.
+func (c Credential) forTenant(name string) Credential {
+	c.ProviderRaw = bytes.ReplaceAll(c.ProviderRaw, []byte(option.Tenant), []byte(name))
+	c.TokenCA = slices.Clone(c.TokenCA)
+	for i, file := range c.TokenCA {
+		c.TokenCA[i] = strings.ReplaceAll(file, option.Tenant, name)
+	}
+	c.MaxTenants = 0
+	return c
+}
+
+// maxTenants returns how many tenants are live at a time.
+func (c *Credential) maxTenants() int {
+	if c.MaxTenants == 0 {
+		return defaultMaxTenants
+	}
+	return c.MaxTenants
+}
+
+// checkTenants returns an error unless what is kept from clients is the same for all
+// tenants. The options of provider have {tenant} in them.
+func checkTenants(provider tokenprovider.Provider) error {
+	if slices.ContainsFunc(provider.API().CredentialPaths, func(path string) bool { return strings.Contains(path, option.Tenant) }) {
+		return fmt.Errorf("%s cannot be in the path of an endpoint on the API's own host, which is kept from clients", option.Tenant)
+	}
+	return nil
+}
+
+// tenantIdentity returns the identity of a tenant's credential. It has the tenant
+// in it: what tells tenants apart may be a secret, which an identity does not hold.
+func tenantIdentity(grant tokenprovider.Grant, tenant string) string {
+	digest := sha256.Sum256([]byte(grant.Identity() + " tenant " + tenant))
+	return hex.EncodeToString(digest[:])
+}
+
+// loadTemplate returns the provider with {tenant} in its options, and checks it.
+func (c *Credential) loadTemplate() (tokenprovider.Provider, error) {
+	if c.MaxTenants < 0 {
+		return nil, option.Errorf("max_tenants", "must be above zero")
+	}
+	provider, err := unprovisioned(c.ProviderRaw)
+	if err != nil {
+		return nil, err
+	}
+	if v, ok := provider.(caddy.Validator); ok {
+		if err := v.Validate(); err != nil {
+			return nil, err
+		}
+	}
+	return provider, checkTenants(provider)
+}
+
+// setUp returns the provider of the credential of one tenant, ready to be used.
+// Unlike those of a config it is not kept by Caddy, so that it is gone with its
+// tenant.
+func (c *Credential) setUp(ctx caddy.Context) (tokenprovider.Provider, error) {
+	provider, err := unprovisioned(c.ProviderRaw)
+	if err != nil {
+		return nil, err
+	}
+	if p, ok := provider.(caddy.Provisioner); ok {
+		if err := p.Provision(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if v, ok := provider.(caddy.Validator); ok {
+		if err := v.Validate(); err != nil {
+			return nil, err
+		}
+	}
+	return provider, nil
+}
+
+// findTenant has the request sent with the token of its tenant, where the
+// credential has one for each.
+func (c *call) findTenant() (*refusal, error) {
+	tenants := c.credential.tenants
+	if tenants == nil {
+		return nil, nil
+	}
+	if c.probe {
+		return nil, errProbeTenant
+	}
+	name := c.repl.ReplaceAll(c.Tenant, "")
+	if !isTenantName(name) {
+		return tenantInvalid, nil
+	}
+	if c.granted != nil && !c.granted.isFor(name) {
+		return tenantNotGranted(c.caller.name, name), nil
+	}
+	found, err := tenants.get(c.req.Context(), name)
+	if errors.Is(err, errTenantUnknown) {
+		return tenantUnknown(name, err), nil
+	}
+	if err == nil {
+		c.credential = found
+	}
+	return nil, err
+}
+
+// errProbeTenant is why an active health check of a route with tenants fails.
+var errProbeTenant = errors.New("a health check names no tenant, so that there is no token for it; remove health_uri and health_port from the route")
+
+// leftTenant returns the refusal of a request of a tenant whose files are gone by
+// now, if err says that, and else nil.
+func (c *call) leftTenant(err error) *refusal {
+	if c.credential.tenant == "" || !errors.Is(err, option.ErrNoValue) {
+		return nil
+	}
+	c.credential.tenants.forget(c.credential.tenant, c.credential)
+	return tenantUnknown(c.credential.tenant, err)
+}
+
+// useTenants is use for a credential with tenants. The options of provider have
+// {tenant} in them.
+func (a *App) useTenants(name string, provider tokenprovider.Provider, options Credential) (*activeCredential, error) {
+	grant := provider.Grant()
+	identity := grant.Identity()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if used, ok := a.inUse[name]; ok {
+		if used.identity != identity || !reflect.DeepEqual(used.options, options) {
+			return nil, fmt.Errorf("credential %s: the name stands for two credentials; give each its own", name)
+		}
+		return used, nil
+	}
+	c := &activeCredential{called: name, identity: identity, options: options, store: a.store, tokenURL: grant.TokenURL}
+	var release func() error
+	c.metrics, release = acquireMetrics(name, grant.Provider, true)
+	a.acquired = append(a.acquired, release)
+	lapsed, release := acquireLapsed(name)
+	c.tenants = newTenants(a, c, options, grant.Scopes, lapsed)
+	a.acquired = append(a.acquired, func() error {
+		c.tenants.close()
+		return release()
+	})
+	a.inUse[name] = c
+	return c, nil
+}
+
+// checkTenant returns an error unless the route and its credential agree on whether
+// requests have a tenant.
+func (t *Transport) checkTenant(options Credential) error {
+	switch {
+	case t.Tenant == "" && options.hasTenants():
+		return fmt.Errorf("has a value for each %s; say on the route where it comes from, as in tenant {http.request.header.X-Tenant}", option.Tenant)
+	case t.Tenant != "" && !options.hasTenants():
+		return option.Errorf("tenant", "the credential has no %s in it, so all requests would have the same", option.Tenant)
+	case t.Tenant != "" && !strings.Contains(t.Tenant, "{") && !isTenantName(t.Tenant):
+		return option.Errorf("tenant", "%q is neither a placeholder nor the name of a tenant", t.Tenant)
+	}
+	for _, grant := range t.Grants {
+		if t.Tenant == "" && grant.Tenants != nil {
+			return fmt.Errorf("%s: tenants: the route has no option tenant", &grant)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,301 @@
+package egress
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-egress/caddy-egress/internal/option"
+	"github.com/caddy-egress/caddy-egress/tokensource"
+)
+
+const (
+	// unknownFor is how long a tenant is remembered that cannot be set up, so that
+	// strangers do not have files read with each request.
+	unknownFor = 5 * time.Second
+
+	// maxUnknown is how many of them are remembered; with more, all are forgotten.
+	maxUnknown = 4096
+
+	// maxSettingUp is how many tenants are set up at a time: each may read files,
+	// and a file can hang.
+	maxSettingUp = 64
+)
+
+// errTenantUnknown says that what a tenant's placeholders stand for is not there.
+var errTenantUnknown = errors.New("the tenant has no credential here")
+
+// tenants are the tenants of one credential that are live, which means that their
+// tokens are kept fresh: those that were used last. One is set up when a request
+// first names it, and costs no goroutine.
+type tenants struct {
+	app        *App
+	family     *activeCredential // what they have in common
+	credential Credential        // with {tenant} in it
+	scopes     []string          // with {tenant} in them
+	lapsed     *lapsedTenants
+	reserves   atomic.Bool   // a grant reserves a part of their quotas
+	logged     logLimiter    // log lines about those that cannot be set up
+	settingUp  chan struct{} // has a value for each that is being set up
+
+	mu         sync.Mutex
+	live       map[string]*list.Element // by name; each is a *tenant
+	recent     *list.List               // the same, those used last first
+	pending    map[string]*tenant       // they are being set up
+	failed     map[string]*tenant       // they could not be set up
+	refreshing bool                     // tokens are kept fresh: from Start to Stop
+	closed     bool                     // what is pooled is given up
+}
+
+// tenant is one of them. What follows done is set once that is closed.
+type tenant struct {
+	name       string
+	done       chan struct{}
+	credential *activeCredential
+	acquired   []func() error // give up what is pooled
+	err        error          // it could not be set up
+	forget     time.Time      // until then; mu is held
+}
+
+func newTenants(app *App, family *activeCredential, credential Credential, scopes []string, lapsed *lapsedTenants) *tenants {
+	return &tenants{
+		app: app, family: family, credential: credential, scopes: scopes, lapsed: lapsed,
+		settingUp: make(chan struct{}, maxSettingUp),
+		live:      make(map[string]*list.Element),
+		recent:    list.New(),
+		pending:   make(map[string]*tenant),
+		failed:    make(map[string]*tenant),
+	}
+}
+
+// get returns the credential of the tenant of that name, which is set up if it is
+// not live. The error is errTenantUnknown, a *tokensource.Error, or that of ctx.
+func (ts *tenants) get(ctx context.Context, name string) (*activeCredential, error) {
+	t := ts.find(name)
+	if t == nil {
+		select {
+		case ts.settingUp <- struct{}{}:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("waiting for tenant %s: %w", name, context.Cause(ctx))
+		}
+		t = ts.findOrSetUp(name)
+		<-ts.settingUp
+	}
+	select {
+	case <-t.done:
+		return t.credential, t.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting for tenant %s: %w", name, context.Cause(ctx))
+	}
+}
+
+// find returns the tenant if it is live, is being set up, or could not be set up a
+// moment ago, and else nil.
+func (ts *tenants) find(name string) *tenant {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	return ts.known(name)
+}
+
+// known is find. mu is held.
+func (ts *tenants) known(name string) *tenant {
+	if element := ts.live[name]; element != nil {
+		ts.recent.MoveToFront(element)
+		return element.Value.(*tenant)
+	}
+	if t := ts.pending[name]; t != nil {
+		return t
+	}
+	if t := ts.failed[name]; t != nil && tokensource.Until(t.forget, time.Now()) > 0 {
+		return t
+	}
+	return nil
+}
+
+// findOrSetUp is find, and sets up a tenant that is not found.
+func (ts *tenants) findOrSetUp(name string) *tenant {
+	ts.mu.Lock()
+	t := ts.known(name)
+	if t != nil {
+		ts.mu.Unlock()
+		return t
+	}
+	t = &tenant{name: name, done: make(chan struct{})}
+	ts.pending[name] = t
+	ts.mu.Unlock()
+	ts.setUp(t)
+	return t
+}
+
+// peek returns the credential of a live tenant, or nil, and is not a use of it.
+func (ts *tenants) peek(name string) *activeCredential {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if element := ts.live[name]; element != nil {
+		return element.Value.(*tenant).credential
+	}
+	return nil
+}
+
+// all returns the credentials of the live tenants, by name.
+func (ts *tenants) all() []*activeCredential {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	var all []*activeCredential
+	for element := ts.recent.Front(); element != nil; element = element.Next() {
+		all = append(all, element.Value.(*tenant).credential)
+	}
+	slices.SortFunc(all, func(a, b *activeCredential) int { return strings.Compare(a.tenant, b.tenant) })
+	return all
+}
+
+// setUp sets t up, and has it live if that succeeds.
+func (ts *tenants) setUp(t *tenant) {
+	defer close(t.done)
+	err := ts.activate(t)
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	delete(ts.pending, t.name)
+	if err != nil {
+		ts.remember(t, err)
+		return
+	}
+	delete(ts.failed, t.name)
+	if ts.closed { // a request of a config that has ended
+		go ts.release(t)
+		return
+	}
+	ts.live[t.name] = ts.recent.PushFront(t)
+	if ts.refreshing {
+		t.credential.source.Start()
+	}
+	for most := ts.credential.maxTenants(); ts.recent.Len() > most; {
+		ts.lapse(ts.recent.Back())
+	}
+}
+
+// activate gives t its provider and its token source. The token that it had when
+// it lapsed, or in the config before, is in use again.
+func (ts *tenants) activate(t *tenant) error {
+	credential := ts.credential.forTenant(t.name)
+	provider, err := credential.setUp(ts.app.ctx)
+	if err != nil {
+		return err
+	}
+	scopes := make([]string, len(ts.scopes))
+	for i, scope := range ts.scopes {
+		scopes[i] = strings.ReplaceAll(scope, option.Tenant, t.name)
+	}
+	if provider, err = provider.WithScopes(scopes); err != nil {
+		return err
+	}
+	secrets, err := provider.Secrets()
+	if err != nil {
+		return err
+	}
+	c := &activeCredential{tenant: t.name, tenants: ts, options: credential, store: ts.family.store, metrics: ts.family.metrics, tokenURL: ts.family.tokenURL}
+	c.identity, c.fingerprint = c.identityOf(provider.Grant()), tokensource.Fingerprint(secrets)
+	if t.acquired, err = ts.app.activate(c, ts.family.name()+"/"+t.name, provider); err != nil {
+		return err
+	}
+	c.quota.counts.Store(ts.reserves.Load())
+	t.credential = c
+	return nil
+}
+
+// remember has t, which could not be set up for the reason err, refused for a
+// while. mu is held.
+func (ts *tenants) remember(t *tenant, err error) {
+	now := time.Now()
+	t.forget = now.Add(unknownFor)
+	if errors.Is(err, option.ErrNoValue) {
+		t.err = fmt.Errorf("%w: %w", errTenantUnknown, err)
+	} else {
+		name := ts.family.name() + "/" + t.name
+		t.err = &tokensource.Error{Credential: name, RetryAfter: unknownFor, Err: err}
+		if leftOut, ok := ts.logged.next(now); ok {
+			ts.app.logger.Error("cannot set up a tenant", zap.String("credential", name), zap.Error(err), zap.Int64("left_out", leftOut))
+		}
+	}
+	if len(ts.failed) >= maxUnknown {
+		maps.DeleteFunc(ts.failed, func(_ string, t *tenant) bool { return tokensource.Until(t.forget, now) <= 0 })
+	}
+	if len(ts.failed) >= maxUnknown {
+		clear(ts.failed)
+	}
+	ts.failed[t.name] = t
+}
+
+// forget has the tenant set up anew by the next request that names it, if it still
+// has the credential c.
+func (ts *tenants) forget(name string, c *activeCredential) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if element := ts.live[name]; element != nil && element.Value.(*tenant).credential == c {
+		ts.lapse(element)
+	}
+}
+
+// lapse ends a live tenant. Its token is kept until it expires. mu is held.
+func (ts *tenants) lapse(element *list.Element) {
+	t := element.Value.(*tenant)
+	ts.recent.Remove(element)
+	delete(ts.live, t.name)
+	go func() { // it may have to tell others
+		t.credential.source.Stop()
+		ts.release(t)
+	}()
+}
+
+// release leaves what is pooled of t to those that have lapsed.
+func (ts *tenants) release(t *tenant) {
+	ts.lapsed.keep(t.credential.identity, t.credential.state, t.acquired)
+}
+
+// start has the tokens of live tenants kept fresh.
+func (ts *tenants) start() {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	ts.refreshing = true
+	for element := ts.recent.Front(); element != nil; element = element.Next() {
+		element.Value.(*tenant).credential.source.Start()
+	}
+}
+
+// stop ends that.
+func (ts *tenants) stop() {
+	ts.mu.Lock()
+	ts.refreshing = false
+	ts.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, c := range ts.all() {
+		wg.Go(c.source.Stop)
+	}
+	wg.Wait()
+}
+
+// close leaves what is pooled of all tenants to those that have lapsed: the next
+// config may use it.
+func (ts *tenants) close() {
+	ts.mu.Lock()
+	ts.closed = true
+	var live []*tenant
+	for element := ts.recent.Front(); element != nil; element = element.Next() {
+		live = append(live, element.Value.(*tenant))
+	}
+	ts.recent.Init()
+	clear(ts.live)
+	ts.mu.Unlock()
+	for _, t := range live {
+		ts.release(t)
+	}
+}
