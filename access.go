@@ -80,6 +80,8 @@ type accessRow struct {
 
 	RouteAllow []string `json:"route_allow,omitempty"` // both hold
 	GrantAllow []string `json:"grant_allow,omitempty"`
+	Tenant     string   `json:"tenant,omitempty"`  // the placeholder that names it
+	Tenants    []string `json:"tenants,omitempty"` // that the grant permits
 	Limit      string   `json:"limit,omitempty"`
 	Reserve    string   `json:"reserve,omitempty"`
 
@@ -145,6 +147,7 @@ type configTransport struct {
 	CredentialName string `json:"credential"`
 	Credential
 	Scopes []string `json:"scopes"`
+	Tenant string   `json:"tenant"`
 	Grants []Grant  `json:"grant"`
 	RouteOptions
 }
@@ -175,7 +178,7 @@ func accessTo(route configRoute, app *App, callers []string) ([]accessRow, error
 	}
 	row := accessRow{
 		App: route.app, Server: route.server, Listen: route.listen, Sites: route.hosts, Route: route.steps,
-		API: provider.API().URL, RouteAllow: operationTexts(options.Allow), Clients: options.Clients, Hosts: options.Hosts, Origins: options.Origins,
+		Tenant: t.Tenant, API: provider.API().URL, RouteAllow: operationTexts(options.Allow), Clients: options.Clients, Hosts: options.Hosts, Origins: options.Origins,
 	}
 	if row.Credential, row.Scopes, err = tokenOf(t.CredentialName, provider, t.Scopes); err != nil {
 		return nil, err
@@ -200,7 +203,7 @@ func accessTo(route configRoute, app *App, callers []string) ([]accessRow, error
 		if err := g.validate(); err != nil {
 			return nil, fmt.Errorf("%s: %w", g, err)
 		}
-		row.Access, row.GrantAllow, row.Limit, row.Reserve = accessByGrant, operationTexts(g.Allow), g.Limit, g.Reserve
+		row.Access, row.GrantAllow, row.Tenants, row.Limit, row.Reserve = accessByGrant, operationTexts(g.Allow), g.Tenants, g.Limit, g.Reserve
 		row.Credential, row.Scopes, err = tokenOf(t.CredentialName, provider, effectiveScopes(*g, t.Scopes))
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", g, err)
@@ -338,11 +341,20 @@ func (r accessRow) operationsText() string {
 }
 
 func (r accessRow) limitsText() string {
-	limits := r.Limit
-	if r.Reserve != "" {
-		limits = strings.TrimPrefix(limits+", reserve "+r.Reserve, ", ")
+	var limits []string
+	switch {
+	case r.Tenants != nil:
+		limits = append(limits, "tenants "+strings.Join(r.Tenants, " "))
+	case r.Tenant != "":
+		limits = append(limits, "any tenant")
 	}
-	return limits
+	if r.Limit != "" {
+		limits = append(limits, r.Limit)
+	}
+	if r.Reserve != "" {
+		limits = append(limits, "reserve "+r.Reserve)
+	}
+	return strings.Join(limits, ", ")
 }
 
 // clientsText returns the addresses from which requests are served: those that

@@ -24,36 +24,31 @@ type lapsedTenants struct {
 	gone  bool // no config uses it
 }
 
-// lapsedTenant is what is pooled of a tenant.
+// lapsedTenant is the token of a tenant, and what gives it up.
 type lapsedTenant struct {
-	state    *tokensource.State
-	acquired []func() error
+	state *tokensource.State
+	token []func() error
 }
 
 func newLapsedTenants() *lapsedTenants {
 	return &lapsedTenants{kept: make(map[string]lapsedTenant), swept: time.Now()}
 }
 
-// keep takes over what is pooled of a tenant, and gives it up once its token has
-// expired.
-func (l *lapsedTenants) keep(identity string, state *tokensource.State, acquired []func() error) {
+// keep takes over the token of a tenant, and gives it up once it has expired.
+func (l *lapsedTenants) keep(identity string, t lapsedTenant) {
 	l.mu.Lock()
-	before, ok := l.kept[identity]
-	gone := l.gone
-	if !gone {
-		l.kept[identity] = lapsedTenant{state: state, acquired: acquired}
-	}
 	expired := l.sweep(time.Now())
+	if l.gone || t.state.Current() == nil {
+		expired = append(expired, t)
+	} else {
+		if before, ok := l.kept[identity]; ok {
+			expired = append(expired, before)
+		}
+		l.kept[identity] = t
+	}
 	l.mu.Unlock()
-
-	if ok { // it has lapsed before
-		expired = append(expired, before)
-	}
-	if gone {
-		expired = append(expired, lapsedTenant{acquired: acquired})
-	}
 	for _, t := range expired {
-		_ = t.giveUp()
+		_ = giveUp(t.token)
 	}
 }
 
@@ -72,9 +67,10 @@ func (l *lapsedTenants) sweep(now time.Time) (expired []lapsedTenant) {
 	return expired
 }
 
-func (t lapsedTenant) giveUp() error {
+// giveUp calls all of acquired.
+func giveUp(acquired []func() error) error {
 	var errs []error
-	for _, giveUp := range t.acquired {
+	for _, giveUp := range acquired {
 		errs = append(errs, giveUp())
 	}
 	return errors.Join(errs...)
@@ -90,7 +86,7 @@ func (l *lapsedTenants) Destruct() error {
 	// at the same time, since each may wait for its token to be revoked
 	var wg sync.WaitGroup
 	for _, t := range kept {
-		wg.Go(func() { _ = t.giveUp() })
+		wg.Go(func() { _ = giveUp(t.token) })
 	}
 	wg.Wait()
 	return nil

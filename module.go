@@ -265,11 +265,11 @@ func (a *App) use(name string, provider tokenprovider.Provider, options Credenti
 	var release func() error
 	c.metrics, release = acquireMetrics(name, provider.Grant().Provider, false)
 	a.acquired = append(a.acquired, release)
-	acquired, err := a.activate(c, name, provider)
+	token, rest, err := a.activate(c, name, provider)
 	if err != nil {
 		return nil, err
 	}
-	a.acquired = append(a.acquired, acquired...)
+	a.acquired = slices.Concat(a.acquired, token, rest)
 	a.inUse[name], a.byIdentity[identity] = c, c
 	return c, nil
 }
@@ -290,21 +290,21 @@ func (a *App) send(c *activeCredential) {
 	}
 }
 
-// activate gives c its token source, and returns what gives up what is pooled of
-// it, which outlives the config.
-func (a *App) activate(c *activeCredential, name string, provider tokenprovider.Provider) (acquired []func() error, err error) {
+// activate gives c its token source. What is pooled of it outlives the config: token
+// gives up the token and what the API has said of it, rest all else.
+func (a *App) activate(c *activeCredential, name string, provider tokenprovider.Provider) (token, rest []func() error, err error) {
 	client, err := a.client(c.options.TokenCA)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	grant, ofAll := provider.Grant(), provider.Grant()
 	ofAll.Scopes = nil // tokens of different scopes use up the same quota
-	acquired = make([]func() error, 4)
-	c.state, acquired[0] = acquireState(name, c.identity)
-	c.rateLimit, acquired[1] = acquireRateLimit(c.identity)
-	c.quota, acquired[2] = acquireQuota(c.identityOf(ofAll))
+	token, rest = make([]func() error, 2), make([]func() error, 2)
+	c.state, token[0] = acquireState(name, c.identity)
+	c.rateLimit, token[1] = acquireRateLimit(c.identity)
+	c.quota, rest[0] = acquireQuota(c.identityOf(ofAll))
 	endpoint, release := acquireEndpoint(grant.TokenURL)
-	acquired[3] = release
+	rest[1] = release
 
 	c.called = name
 	c.source = tokensource.New(tokensource.Options{
@@ -325,7 +325,7 @@ func (a *App) activate(c *activeCredential, name string, provider tokenprovider.
 		},
 		Logger: a.logger,
 	})
-	return acquired, nil
+	return token, rest, nil
 }
 
 // client returns the client of token endpoints that trusts the authorities in

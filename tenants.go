@@ -61,7 +61,8 @@ type tenant struct {
 	name       string
 	done       chan struct{}
 	credential *activeCredential
-	acquired   []func() error // give up what is pooled
+	token      []func() error // give up its token, which outlives it
+	rest       []func() error // give up what else is pooled
 	err        error          // it could not be set up
 	forget     time.Time      // until then; mu is held
 }
@@ -204,7 +205,7 @@ func (ts *tenants) activate(t *tenant) error {
 	}
 	c := &activeCredential{tenant: t.name, tenants: ts, options: credential, store: ts.family.store, metrics: ts.family.metrics, tokenURL: ts.family.tokenURL}
 	c.identity, c.fingerprint = c.identityOf(provider.Grant()), tokensource.Fingerprint(secrets)
-	if t.acquired, err = ts.app.activate(c, ts.family.name()+"/"+t.name, provider); err != nil {
+	if t.token, t.rest, err = ts.app.activate(c, ts.family.name()+"/"+t.name, provider); err != nil {
 		return err
 	}
 	c.quota.counts.Store(ts.reserves.Load())
@@ -256,9 +257,10 @@ func (ts *tenants) lapse(element *list.Element) {
 	}()
 }
 
-// release leaves what is pooled of t to those that have lapsed.
+// release leaves the token of t to those that have lapsed, and gives up the rest.
 func (ts *tenants) release(t *tenant) {
-	ts.lapsed.keep(t.credential.identity, t.credential.state, t.acquired)
+	ts.lapsed.keep(t.credential.identity, lapsedTenant{state: t.credential.state, token: t.token})
+	_ = giveUp(t.rest)
 }
 
 // start has the tokens of live tenants kept fresh.
