@@ -51,6 +51,10 @@ type Tenants struct {
 	// Lifetime is that of tokens, in seconds. It is set before the first request.
 	Lifetime int
 
+	// Answer is called before the API answers a tenant's request. It is set before the
+	// first one.
+	Answer func(tenant string, w http.ResponseWriter)
+
 	t       testing.TB
 	byToken sync.Map // string to *TenantToken
 	clients sync.Map // tenant to *tenantClient
@@ -80,6 +84,7 @@ type tenantClient struct {
 	mu      sync.Mutex
 	tokens  []*TenantToken
 	refused bool // no token is issued to it
+	secret  string
 }
 
 // NewTenants starts the servers for tenants with those names.
@@ -112,9 +117,27 @@ func (s *Tenants) Add(names ...string) {
 }
 
 // Know makes a tenant known to the authorization server, without files.
-func (s *Tenants) Know(name string) { s.clients.LoadOrStore(name, new(tenantClient)) }
+func (s *Tenants) Know(name string) {
+	s.clients.LoadOrStore(name, &tenantClient{secret: TenantSecret(name)})
+}
 
-// Write writes the credential of a tenant to a folder.
+// Rotate replaces the secret of a tenant, at the authorization server and in its file.
+func (s *Tenants) Rotate(name string) {
+	s.t.Helper()
+	c := s.client(name)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.secret += "'"
+	file := filepath.Join(s.Folder, name, "client_secret")
+	if err := os.WriteFile(file+".new", []byte(c.secret), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.Rename(file+".new", file); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Write writes the credential of a tenant to a folder that is not there yet.
 func (s *Tenants) Write(folder, tenant string) {
 	s.t.Helper()
 	next := folder + ".new"
@@ -245,7 +268,7 @@ func (s *Tenants) issue(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	client.mu.Lock()
-	refused := client.refused || secret != TenantSecret(tenant)
+	refused := client.refused || secret != client.secret
 	client.mu.Unlock()
 	if refused {
 		Say(http.StatusUnauthorized, `{"error":"invalid_client"}`)(w, r)
@@ -296,6 +319,9 @@ func (s *Tenants) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.served.Add(1)
+	if s.Answer != nil {
+		s.Answer(token.Tenant, w)
+	}
 	_, _ = fmt.Fprint(w, token)
 }
 
