@@ -88,8 +88,7 @@ func (s *tenantStage) as(tenant, path string, header ...string) (*http.Response,
 func (s *tenantStage) serves(tenant string, number int, header ...string) {
 	s.t.Helper()
 	resp, body := s.as(tenant, "/v1/x", header...)
-	whose, which, _ := strings.Cut(body, " #")
-	which, _, _ = strings.Cut(which, " ")
+	whose, which, _ := cutTenant(body)
 	if resp.StatusCode != http.StatusOK || whose != tenant || which != fmt.Sprint(number) {
 		s.t.Errorf("a request for %s is answered %d %s, want by its token %d", tenant, resp.StatusCode, body, number)
 	}
@@ -125,4 +124,12 @@ func tenantNames(n int) []string {
 		names[i] = tenantName(i)
 	}
 	return names
+}
+
+// cutTenant returns what an answer of the API says: whose token it was, which of that
+// tenant's, and its scopes.
+func cutTenant(body string) (whose, number, scopes string) {
+	whose, rest, _ := strings.Cut(body, " #")
+	number, scopes, _ = strings.Cut(rest, " ")
+	return whose, number, scopes
 }

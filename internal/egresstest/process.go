@@ -243,9 +243,9 @@ func (p *Process) end() {
 // errDown says that a process has not been asked, or has been killed meanwhile.
 var errDown = errors.New("the process does not serve")
 
-// Try sends a GET with the name of the process. The error is errDown
-// if that is not a failure of the process.
-func (p *Process) Try(path string) (*http.Response, string, error) {
+// Try sends a GET with the name of the process, and pairs of further headers. The error
+// is errDown if that is not a failure of the process.
+func (p *Process) Try(path string, header ...string) (*http.Response, string, error) {
 	p.mu.Lock()
 	run, serving := p.run, p.serving
 	if serving {
@@ -256,7 +256,7 @@ func (p *Process) Try(path string) (*http.Response, string, error) {
 		return nil, "", errDown
 	}
 	defer p.inFlight.Done()
-	resp, body, err := get(p.client, path, processHeader, p.Name)
+	resp, body, err := get(p.client, path, append(header, processHeader, p.Name)...)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err != nil && p.run != run {

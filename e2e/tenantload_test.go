@@ -1,0 +1,248 @@
+package e2e_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddy-egress/caddy-egress/internal/egresstest"
+)
+
+// The tests of many tenants run in a short form, and at length with EGRESS_TENANTS=full.
+var fullTenants = os.Getenv("EGRESS_TENANTS") == "full"
+
+// inTenantForm returns what a test takes in its short and in its full form.
+func inTenantForm[T any](short, full T) T {
+	if fullTenants {
+		return full
+	}
+	return short
+}
+
+const (
+	// lapsedTenantMemory is what a tenant that has lapsed may take: its token, and how to
+	// find it.
+	lapsedTenantMemory = 4 << 10
+
+	// tenantWorkers send requests at a time.
+	tenantWorkers = 8
+)
+
+// manyTenants is a gateway in a process of its own, so that what it takes is measured
+// without what the tests take.
+type manyTenants struct {
+	t *testing.T
+	*egresstest.Tenants
+	p      *egresstest.Process
+	names  []string
+	failed atomic.Int64
+}
+
+func newManyTenants(t *testing.T, tenants, live int, lifetime time.Duration) *manyTenants {
+	t.Helper()
+	m := &manyTenants{t: t, Tenants: egresstest.NewTenants(t), names: tenantNames(tenants)}
+	m.Lifetime = int(lifetime.Seconds())
+	m.Add(m.names...)
+	credential := m.Credential("tenants", "oauth2", fmt.Sprint("max_tenants ", live))
+	routes := "respond " + egresstest.Control + " 200\negress tenants {\n" + tenantByHeader + "}"
+	m.p = egresstest.NewProcess(t, "gateway", "egress {\n"+credential+"}\n", routes)
+	m.p.Start()
+	m.p.WaitFor(egresstest.Control)
+	return m
+}
+
+// get sends a request for a tenant, which has to be served if it is there.
+func (m *manyTenants) get(name string, there bool) {
+	want := http.StatusOK
+	if !there {
+		want = http.StatusForbidden
+	}
+	resp, body, err := m.p.Try("/v1/x", egresstest.TenantHeader, name, egresstest.ExpectHeader, name)
+	if err == nil && resp.StatusCode == want {
+		return
+	}
+	if m.failed.Add(1) <= 3 {
+		m.t.Errorf("a request for %s: %v %v %s", name, err, resp, body)
+	}
+}
+
+// inTurn sends a request for each of the tenants.
+func (m *manyTenants) inTurn(names []string) {
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for range tenantWorkers {
+		wg.Go(func() {
+			for n := next.Add(1) - 1; n < int64(len(names)); n = next.Add(1) - 1 {
+				m.get(names[n], true)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// spread sends requests to tenants, few of which have most of them, and to some that are
+// not there, until done says that it is over.
+func (m *manyTenants) spread(done func(sent int64) bool) (sent, unknown int64) {
+	var wg sync.WaitGroup
+	var all, strangers atomic.Int64
+	order := rand.Perm(len(m.names))
+	for worker := range tenantWorkers {
+		wg.Go(func() {
+			random := rand.New(rand.NewPCG(uint64(worker), 12))
+			zipf := rand.NewZipf(random, 1.1, 1, uint64(len(m.names)-1))
+			for !done(all.Add(1)) {
+				if random.IntN(100) == 0 {
+					strangers.Add(1)
+					m.get(fmt.Sprintf("stranger-%d", random.IntN(1000)), false)
+					continue
+				}
+				m.get(m.names[order[zipf.Uint64()]], true)
+			}
+		})
+	}
+	wg.Wait()
+	return all.Load() - tenantWorkers, strangers.Load()
+}
+
+// Far more tenants than are live at a time are served, and those that are not used take
+// next to nothing.
+func TestManyTenants(t *testing.T) {
+	live := inTenantForm(50, 1000)
+	tenants := 10 * live
+	lapsed := tenants - live
+	m := newManyTenants(t, tenants, live, inTenantForm(time.Hour, 10*time.Minute))
+	m.inTurn(m.names[:live]) // what connections take is there from now on
+	m.inTurn(m.names[:live])
+	before := m.p.Usage()
+	m.inTurn(m.names[live:])
+	after := m.p.Usage()
+	each := (after.Heap - before.Heap) / int64(lapsed)
+	t.Logf("%d tenants, of which %d are live: heap %d KiB, %d goroutines; %d tenants more that have lapsed: heap %d KiB, %d goroutines, %d bytes for each",
+		live, live, before.Heap>>10, before.Goroutines, lapsed, after.Heap>>10, after.Goroutines, each)
+	if each > lapsedTenantMemory && !raceDetector {
+		t.Errorf("a tenant that has lapsed takes %d bytes, want at most %d", each, lapsedTenantMemory)
+	}
+	if most := before.Goroutines + 2*tenantWorkers; after.Goroutines > most {
+		t.Errorf("%d goroutines, want at most %d", after.Goroutines, most)
+	}
+	if n := m.Issued(); n != int64(tenants) {
+		t.Errorf("%d token requests for %d tenants", n, tenants)
+	}
+
+	// by the full form's end, tokens have been replaced
+	start := time.Now()
+	sent, unknown := m.spread(func(sent int64) bool {
+		return inTenantForm(sent > 5000, time.Since(start) > 5*time.Minute)
+	})
+	end := m.p.Usage()
+	t.Logf("%d requests in %s, of which %d for unknown tenants; %d token requests; heap %d KiB, %d goroutines",
+		sent, time.Since(start).Round(time.Second), unknown, m.Issued(), end.Heap>>10, end.Goroutines)
+	if n := m.failed.Load(); n > 0 {
+		t.Errorf("%d of %d requests have failed", n, sent)
+	}
+	if grown := end.Heap - after.Heap; grown > 4<<20 && !raceDetector {
+		t.Errorf("the heap has grown by %d bytes though there are no more tenants", grown)
+	}
+	if most := before.Goroutines + 4*tenantWorkers; end.Goroutines > most {
+		t.Errorf("%d goroutines, want at most %d", end.Goroutines, most)
+	}
+	if m.Expired() > 0 {
+		t.Errorf("the API has said 401 %d times", m.Expired())
+	}
+}
+
+// What a tenant that has lapsed takes is given up when its token expires.
+func TestLapsedTenantsAreForgotten(t *testing.T) {
+	live := inTenantForm(10, 100)
+	m := newManyTenants(t, 100*live, live, 10*time.Second)
+	m.inTurn(m.names[:live])
+	before := m.p.Usage()
+	m.inTurn(m.names)
+	peak := m.p.Usage()
+	var after egresstest.Usage
+	least := int64(len(m.names)) * lapsedTenantMemory / 16 // of what they take
+	egresstest.Eventually(t, "the memory to be given up", func() bool {
+		m.get(m.names[0], true)
+		after = m.p.Usage()
+		return after.Heap < before.Heap+least || raceDetector
+	})
+	t.Logf("heap %d KiB with %d tenants, %d KiB with %d, %d KiB once their tokens have expired",
+		before.Heap>>10, live, peak.Heap>>10, len(m.names), after.Heap>>10)
+}
+
+// One tenant's token never goes out for another, whatever happens meanwhile.
+func TestTenantsTokensAreNeverMixed(t *testing.T) {
+	const live = 40
+	names := tenantNames(4 * live)
+	s := newTenantStage(t, "oauth2", names...)
+	s.credential = s.Credential("tenants", "oauth2", fmt.Sprint("max_tenants ", live), "revoke_on_stop")
+	s.watch = func(t testing.TB, routes string, options ...egresstest.GatewayOption) *egresstest.Gateway {
+		return egresstest.StartGateway(t, routes, append(options, egresstest.WithoutLog(), egresstest.OverUnixSocket())...)
+	}
+	s.start()
+	requests := inTenantForm(int64(10_000), 1_000_000)
+
+	var sent, served, unauthorized, refused, reloads, invalidations, revocations atomic.Int64
+	var wg sync.WaitGroup
+	for worker := range tenantWorkers {
+		wg.Go(func() {
+			random := rand.New(rand.NewPCG(uint64(worker), 34))
+			for sent.Add(1) <= requests && !t.Failed() {
+				name := names[random.IntN(len(names))]
+				req := s.g.Request(http.MethodGet, "/v1/x", nil)
+				req.Header.Set(egresstest.TenantHeader, name)
+				req.Header.Set(egresstest.ExpectHeader, name)
+				resp, body, err := s.g.Try(req)
+				switch {
+				case err != nil:
+					t.Errorf("%s: %v", name, err)
+				case resp.StatusCode == http.StatusOK:
+					if whose, _, _ := cutTenant(body); whose != name {
+						t.Errorf("a request for %s is answered %s", name, body)
+					}
+					served.Add(1)
+				case resp.StatusCode == http.StatusUnauthorized: // revoked anew while it was sent again
+					unauthorized.Add(1)
+				case resp.StatusCode == http.StatusServiceUnavailable: // its budget of token requests is used up
+					refused.Add(1)
+				default:
+					t.Errorf("%s: %d %s", name, resp.StatusCode, body)
+				}
+			}
+		})
+	}
+	random := rand.New(rand.NewPCG(5, 6))
+	for sent.Load() < requests && !t.Failed() {
+		name := names[random.IntN(len(names))]
+		at := sent.Load()
+		switch random.IntN(12) {
+		case 0:
+			if err := s.g.Load(tenantRoutes()); err != nil {
+				t.Error(err)
+			}
+			reloads.Add(1)
+		case 1, 2:
+			if _, _, err := s.admin.Try(http.MethodPost, "/egress/tokens/tenants/"+name+"/revoke"); err == nil {
+				revocations.Add(1)
+			}
+		default:
+			s.Invalidate(name)
+			invalidations.Add(1)
+		}
+		egresstest.Eventually(t, "more requests", func() bool { return sent.Load() > at+requests/2000 || sent.Load() >= requests || t.Failed() })
+	}
+	wg.Wait()
+	t.Logf("%d requests served, %d with 401, %d with 503; %d token requests, %d tokens made invalid, %d revocations, %d reloads",
+		served.Load(), unauthorized.Load(), refused.Load(), s.Issued(), invalidations.Load(), revocations.Load(), reloads.Load())
+	if few := unauthorized.Load() + refused.Load(); few > requests/100 {
+		t.Errorf("%d of %d requests were not served", few, requests)
+	}
+	if reloads.Load() == 0 || revocations.Load() == 0 || invalidations.Load() == 0 || s.Expired() == 0 {
+		t.Error("nothing has happened meanwhile")
+	}
+}
