@@ -102,7 +102,9 @@ func TestTenantNamesReachNoOtherFile(t *testing.T) {
 			resp, body := s.g.Get("/" + credential + "-query?" + queryOf(name))
 			check(what+"in the query", resp, body)
 			resp, body = s.g.Get("/" + credential + "-path/" + url.PathEscape(name) + "/")
-			check(what+"in the path", resp, body)
+			if !strings.Contains(name, "/") && name != "" && name != ".." && name != "." { // else another segment is taken, or another route
+				check(what+"in the path", resp, body)
+			}
 			if !strings.ContainsAny(name, "\x00\r\n") {
 				resp, body = ask(s.g, http.MethodGet, "/"+credential+"-header", egresstest.TenantHeader, name)
 				if strings.TrimSpace(name) == "acme" && credential == "tenants" { // blanks around it are not part of a header
