@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -25,18 +26,40 @@ func warnOfSecrets(logger *zap.Logger, provider tokenprovider.Provider) {
 // in the config itself, where the admin API, config backups and `caddy adapt` show
 // it, and where everyone on this machine may read its file.
 func warnOfSecret(logger *zap.Logger, name, value string) {
-	if value != "" && !option.IsPlaceholder(value) {
+	if value != "" && !option.IsPlaceholder(strings.ReplaceAll(value, option.Tenant, "tenant")) {
 		logger.Warn("a secret is written in the config itself; give it as {env.NAME} or {file./path}", zap.String("option", name))
 	}
+	if path, ok := openFile(value); ok {
+		logger.Warn(openFileMessage, zap.String("option", name), zap.String("file", path))
+	}
+}
+
+const openFileMessage = "everyone on this machine may read the file of a secret; chmod o-r"
+
+// warnOfOpenFile warns of a secret of a tenant in a file that everyone on this machine
+// may read. Those of many tenants may be like that: leftOut says how many there were.
+func (ts *tenants) warnOfOpenFile(credential string, provider tokenprovider.Provider) {
+	for name, value := range provider.SecretOptions() {
+		path, open := openFile(value)
+		if !open {
+			continue
+		}
+		if leftOut, ok := ts.warned.next(time.Now()); ok {
+			ts.app.logger.Warn(openFileMessage, zap.String("credential", credential),
+				zap.String("option", name), zap.String("file", path), zap.Int64("left_out", leftOut))
+		}
+	}
+}
+
+// openFile returns the file that value stands for if everyone on this machine may read it.
+func openFile(value string) (path string, open bool) {
 	path, ok := secretFile(value)
 	if !ok || runtime.GOOS == "windows" { // where modes say nothing about that
-		return
+		return "", false
 	}
 	// of what a symbolic link leads to; one that is not there has failed already
-	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o004 != 0 {
-		logger.Warn("everyone on this machine may read the file of a secret; chmod o-r",
-			zap.String("option", name), zap.String("file", path))
-	}
+	info, err := os.Stat(path)
+	return path, err == nil && info.Mode().Perm()&0o004 != 0
 }
 
 // secretFile returns the path of a value that is {file./path} and nothing else.

@@ -45,6 +45,7 @@ type tenants struct {
 	lapsed     *lapsedTenants
 	reserves   atomic.Bool   // a grant reserves a part of their quotas
 	logged     logLimiter    // log lines about those that cannot be set up
+	warned     logLimiter    // and about those whose files everyone may read
 	settingUp  chan struct{} // has a value for each that is being set up
 
 	mu         sync.Mutex
@@ -209,6 +210,7 @@ func (ts *tenants) activate(t *tenant) error {
 		return err
 	}
 	c.quota.counts.Store(ts.reserves.Load())
+	ts.warnOfOpenFile(c.name(), provider)
 	t.credential = c
 	return nil
 }

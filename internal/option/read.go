@@ -2,6 +2,9 @@ package option
 
 import (
 	"errors"
+	"io/fs"
+	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -66,7 +69,9 @@ func reading(value string) *read {
 	}
 	reads.begun[value] = r
 	go func() {
-		r.value, r.err = caddy.NewReplacer().ReplaceOrErr(value, true, true)
+		if r.value, r.err = "", ErrNoValue; filesExist(value) {
+			r.value, r.err = caddy.NewReplacer().ReplaceOrErr(value, true, true)
+		}
 		reads.mu.Lock()
 		defer reads.mu.Unlock()
 		if reads.begun[value] == r {
@@ -75,4 +80,19 @@ func reading(value string) *read {
 		close(r.done)
 	}()
 	return r
+}
+
+// filePlaceholder matches a placeholder of a file.
+var filePlaceholder = regexp.MustCompile(`\{file\.([^{}]+)\}`)
+
+// filesExist reports whether the files are there that value has placeholders of.
+// Caddy's replacer logs an error of each that is not, which may be as it should be:
+// the file of a tenant that nobody knows, or of a secret that has been replaced.
+func filesExist(value string) bool {
+	for _, file := range filePlaceholder.FindAllStringSubmatch(value, -1) {
+		if _, err := os.Stat(file[1]); errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+	}
+	return true
 }
