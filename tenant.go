@@ -171,6 +171,11 @@ func (a *App) useTenants(name string, provider tokenprovider.Provider, options C
 	return c, nil
 }
 
+// isPlaceholders reports whether text has placeholders, and all are whole.
+func isPlaceholders(text string) bool {
+	return strings.Contains(text, "{") && strings.Count(text, "{") == strings.Count(text, "}")
+}
+
 // checkTenant returns an error unless the route and its credential agree on whether
 // requests have a tenant.
 func (t *Transport) checkTenant(options Credential) error {
@@ -179,7 +184,9 @@ func (t *Transport) checkTenant(options Credential) error {
 		return fmt.Errorf("has a value for each %s; say on the route where it comes from, as in tenant {http.request.header.X-Tenant}", option.Tenant)
 	case t.Tenant != "" && !options.hasTenants():
 		return option.Errorf("tenant", "the credential has no %s in it, so all requests would have the same", option.Tenant)
-	case t.Tenant != "" && !strings.Contains(t.Tenant, "{") && !isTenantName(t.Tenant):
+	case strings.Contains(t.Tenant, option.Tenant):
+		return option.Errorf("tenant", "%s is what it gives a value to; say where that comes from, as in {http.request.header.X-Tenant}", option.Tenant)
+	case t.Tenant != "" && !isPlaceholders(t.Tenant) && !isTenantName(t.Tenant):
 		return option.Errorf("tenant", "%q is neither a placeholder nor the name of a tenant", t.Tenant)
 	}
 	for _, grant := range t.Grants {
