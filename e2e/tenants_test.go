@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -266,4 +267,42 @@ func TestHalfATenantIsUnknown(t *testing.T) {
 	if s.Issued()+s.Strays() != 0 {
 		t.Errorf("%d token requests", s.Issued()+s.Strays())
 	}
+}
+
+// A route may hold the credential inline. Routes that hold the same one share its tenants.
+func TestTenantsOfAnInlineCredential(t *testing.T) {
+	s := newTenantStage(t, "oauth2", "acme", "globex")
+	_, block, _ := strings.Cut(s.credential, "{\n")
+	inline := func(options string) string {
+		return "egress oauth2 " + s.URL + " {\n" + tenantByHeader + "max_tenants 5\n" + options + strings.TrimSpace(block)
+	}
+	s.credential = ""
+	s.start(egresstest.Site("/v1/", inline("")), egresstest.Site("/v2/", inline("respect_rate_limit\n")))
+	for _, path := range []string{"/v1/x", "/v2/x", "/v1/x"} {
+		for _, name := range []string{"acme", "globex"} {
+			if resp, body := s.as(name, path); resp.StatusCode != http.StatusOK || body != name+" #1" {
+				t.Errorf("%s for %s: %d %s", path, name, resp.StatusCode, body)
+			}
+		}
+	}
+	list := s.list()
+	for _, name := range []string{"acme", "globex"} {
+		if !regexp.MustCompile(`"credential":"oauth2-[0-9a-f]{8}/` + name + `"`).MatchString(list) {
+			t.Errorf("%s is not in %s", name, list)
+		}
+	}
+}
+
+// A tenant's value may be in a variable of the environment.
+func TestTenantsInTheEnvironment(t *testing.T) {
+	s := newTenantStage(t, "voucherify", "acme", "globex")
+	for _, name := range []string{"acme", "globex"} {
+		t.Setenv("EGRESS_TEST_ID_"+name, "id-of-"+name)
+		t.Setenv("EGRESS_TEST_SECRET_"+name, egresstest.TenantSecret(name))
+	}
+	s.credential = "credential tenants voucherify " + s.URL + " {\n app_id {env.EGRESS_TEST_ID_{tenant}}\n app_token {env.EGRESS_TEST_SECRET_{tenant}}\n scopes api\n}\n"
+	s.start()
+	s.serves("acme", 1)
+	s.serves("globex", 1)
+	s.refuses("initech", http.StatusForbidden, "tenant_unknown")
 }
