@@ -227,7 +227,11 @@ func (e *directive) handler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler
 	}
 	handler.TransportRaw = caddyconfig.JSONModuleObject(t, "protocol", "egress", nil)
 
-	if checks := handler.HealthChecks; checks != nil && checks.Active != nil && len(handler.Upstreams) == 1 {
+	checks := handler.HealthChecks
+	if checks != nil && checks.Active != nil && t.Tenant != "" {
+		return nil, e.start.Errf("%s: active health checks cannot name a tenant, and without one there is no token for them; remove them", e.rest.what)
+	}
+	if checks != nil && checks.Active != nil && len(handler.Upstreams) == 1 {
 		caddy.Log().Named("caddyfile").Warn("active health checks of the only upstream: while they fail, no request gets through, not even one that would succeed",
 			zap.String("upstream", handler.Upstreams[0].Dial))
 	}
