@@ -1,8 +1,11 @@
 package voucherify
 
 import (
+	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/caddy-egress/caddy-egress/internal/option"
 )
 
 // scopesV1 are the scopes that Voucherify documents for OAuth v1. An operation
@@ -31,4 +34,22 @@ func scopesFor(path string) []string {
 		return nil
 	}
 	return []string{all, scope}
+}
+
+// UnknownScopes returns a warning for each scope that the version does not
+// document, if it documents any. The list may grow, so such a scope is not an error.
+func (p *Provider) UnknownScopes() []string {
+	known := p.version().scopes
+	var warnings []string
+	for _, scope := range p.Scopes {
+		if known == nil || slices.Contains(known, scope) {
+			continue
+		}
+		warning := fmt.Sprintf("voucherify documents no scope %q", scope)
+		if near := option.Nearest(scope, known); near != "" {
+			warning += fmt.Sprintf("; did you mean %q?", near)
+		}
+		warnings = append(warnings, warning)
+	}
+	return warnings
 }

@@ -6,10 +6,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 
 	"go.uber.org/zap"
@@ -53,13 +51,49 @@ var errorFormat = tokenprovider.ErrorFormat{
 // retryHeaders say when the rate limit ends.
 var retryHeaders = []string{"X-Rate-Limit-Retry"}
 
-// keyHeaders carry the key with OAuth v1.
-var keyHeaders = tokenprovider.ClientHeaders("X-App-Id", "X-App-Token")
+// version is what differs between the versions of Voucherify's OAuth.
+type version struct {
+	name         string // of the option oauth, and in the path of the token endpoint
+	authMethod   string
+	authenticate tokenprovider.ClientAuth
+	resolve      func(option, value string) (string, error) // the key's id and secret
 
-const (
-	oauthV1 = "v1"
-	oauthV2 = "v2"
-)
+	// scopes are those that are documented, and scopesFor tells which of them a
+	// path needs; nil where none are.
+	scopes    []string
+	scopesFor func(path string) []string
+
+	endsTokens bool // it revokes and introspects them
+
+	check     func(*Provider) error                 // options that are its own
+	provision func(*Provider, caddy.Context) error  // nil: there is nothing more to do
+	params    func(*Provider) []tokenprovider.Param // of token requests; nil: none
+}
+
+// v1 is the version of an application's key.
+var v1 = version{
+	name:         "v1",
+	authMethod:   "x_app_token",
+	authenticate: tokenprovider.ClientHeaders("X-App-Id", "X-App-Token"),
+	resolve:      option.ResolveHeader,
+	scopes:       scopesV1,
+	scopesFor:    scopesFor,
+	endsTokens:   true,
+	check: func(p *Provider) error {
+		if p.ProjectID != "" {
+			return option.Errorf("project_id", "needs oauth v2")
+		}
+		return nil
+	},
+}
+
+// version returns the version that is configured.
+func (p *Provider) version() version {
+	if p.OAuth == v2.name {
+		return v2
+	}
+	return v1
+}
 
 func init() {
 	caddy.RegisterModule(Provider{})
@@ -131,14 +165,10 @@ func (p *Provider) Provision(ctx caddy.Context) error {
 	if p.appID, _, err = p.key(); err != nil {
 		return err
 	}
-	if p.ProjectID != "" {
-		if p.projectID, err = option.Resolve("project_id", p.ProjectID); err != nil {
+	if provision := p.version().provision; provision != nil {
+		if err := provision(p, ctx); err != nil {
 			return err
 		}
-	}
-	if p.version() == oauthV2 {
-		ctx.Logger().Warn("oauth v2 of voucherify is experimental")
-		return nil
 	}
 	for _, warning := range p.UnknownScopes() {
 		ctx.Logger().Warn(warning, zap.Strings("scopes", p.Scopes))
@@ -170,21 +200,18 @@ func (p *Provider) Validate() error {
 	if p.Region != "" && p.APIURL != "" {
 		return option.Errorf("region", "a dedicated cluster, given by api_url, has none")
 	}
-	if err := option.OneOf("oauth", p.version(), oauthV1, oauthV2); err != nil {
+	if err := option.OneOf("oauth", cmp.Or(p.OAuth, v1.name), v1.name, v2.name); err != nil {
 		return err
 	}
-	switch v := p.version(); {
-	case v == oauthV2 && p.ProjectID == "":
-		return errors.New("project_id is required with oauth v2")
-	case v == oauthV1 && p.ProjectID != "":
-		return option.Errorf("project_id", "needs oauth v2")
+	if err := p.version().check(p); err != nil {
+		return err
 	}
 	return option.Origin("api_url", p.apiURL())
 }
 
 // API implements tokenprovider.Provider.
 func (p *Provider) API() tokenprovider.API {
-	api := tokenprovider.API{
+	return tokenprovider.API{
 		URL:               p.apiURL(),
 		Endpoints:         []tokenprovider.Endpoint{{Option: "api_url", URL: p.tokenURL()}},
 		CredentialHeaders: credentialHeaders,
@@ -194,28 +221,21 @@ func (p *Provider) API() tokenprovider.API {
 		RemainingHeaders:  []string{"X-Rate-Limit-Remaining"},
 		LimitHeaders:      []string{"X-Rate-Limit-Limit"},
 		IgnoresCase:       true, // not documented; the safe reading of its paths
+		ScopesFor:         p.version().scopesFor,
 		Error:             errorBody,
 	}
-	if p.version() == oauthV1 { // of v2, no scope is documented for an operation
-		api.ScopesFor = scopesFor
-	}
-	return api
 }
 
 // Grant implements tokenprovider.Provider.
 func (p *Provider) Grant() tokenprovider.Grant {
-	g := tokenprovider.Grant{
+	return tokenprovider.Grant{
 		Provider:   "voucherify",
 		TokenURL:   p.tokenURL(),
 		ClientID:   p.appID,
-		AuthMethod: "x_app_token",
+		AuthMethod: p.version().authMethod,
 		Scopes:     p.Scopes,
+		Params:     p.params(),
 	}
-	if p.version() == oauthV2 {
-		g.AuthMethod = "client_secret_basic_raw"
-		g.Params = []tokenprovider.Param{{Name: "project_id", Value: p.projectID}}
-	}
-	return g
 }
 
 // WithScopes implements tokenprovider.Provider.
@@ -242,8 +262,8 @@ func (p *Provider) Token(ctx context.Context, client *http.Client) (*tokenprovid
 		"grant_type": {"client_credentials"},
 		"scope":      {strings.Join(p.Scopes, " ")},
 	}
-	if p.version() == oauthV2 {
-		form.Set("project_id", p.projectID)
+	for _, param := range p.params() {
+		form.Set(param.Name, param.Value)
 	}
 	request, err := p.request(p.tokenURL(), form)
 	if err != nil {
@@ -263,7 +283,7 @@ func (p *Provider) Revoke(ctx context.Context, client *http.Client, token tokenp
 }
 
 // CanRevoke implements tokenprovider.Revoker.
-func (p *Provider) CanRevoke() bool { return p.version() == oauthV1 }
+func (p *Provider) CanRevoke() bool { return p.version().endsTokens }
 
 // Introspect implements tokenprovider.Introspector.
 func (p *Provider) Introspect(ctx context.Context, client *http.Client, token tokenprovider.Secret) (*tokenprovider.Introspection, error) {
@@ -275,14 +295,11 @@ func (p *Provider) Introspect(ctx context.Context, client *http.Client, token to
 }
 
 // CanIntrospect implements tokenprovider.Introspector.
-func (p *Provider) CanIntrospect() bool { return p.version() == oauthV1 }
+func (p *Provider) CanIntrospect() bool { return p.version().endsTokens }
 
-// key returns id and secret as they are now. With v1 both go into headers.
+// key returns id and secret as they are now.
 func (p *Provider) key() (id string, secret tokenprovider.Secret, err error) {
-	resolve := option.ResolveHeader
-	if p.version() == oauthV2 {
-		resolve = option.Resolve
-	}
+	resolve := p.version().resolve
 	if id, err = resolve("app_id", p.AppID); err != nil {
 		return "", secret, err
 	}
@@ -297,37 +314,22 @@ func (p *Provider) request(endpoint string, form url.Values) (tokenprovider.Requ
 		return tokenprovider.Request{}, err
 	}
 	request := tokenprovider.Request{URL: endpoint, Form: form, Errors: errorFormat, RetryHeaders: retryHeaders}
-	authenticate := keyHeaders
-	if p.version() == oauthV2 {
-		// documented as base64(app_id:app_secret), not form-encoded before
-		authenticate = tokenprovider.ClientSecretBasicRaw
-	}
-	authenticate(&request, id, secret)
+	p.version().authenticate(&request, id, secret)
 	return request, nil
 }
 
-func (p *Provider) version() string { return cmp.Or(p.OAuth, oauthV1) }
-func (p *Provider) region() string  { return cmp.Or(p.Region, "eu") }
-func (p *Provider) apiURL() string  { return cmp.Or(p.APIURL, regions[p.region()]) }
-func (p *Provider) tokenURL() string {
-	return p.apiURL() + "/" + p.version() + "/oauth/token"
+// params returns the parameters of token requests that are the version's own.
+func (p *Provider) params() []tokenprovider.Param {
+	if params := p.version().params; params != nil {
+		return params(p)
+	}
+	return nil
 }
 
-// UnknownScopes returns a warning for each scope that v1 does not document. The
-// list may grow, so such a scope is not an error.
-func (p *Provider) UnknownScopes() []string {
-	var warnings []string
-	for _, scope := range p.Scopes {
-		if p.version() != oauthV1 || slices.Contains(scopesV1, scope) {
-			continue
-		}
-		warning := fmt.Sprintf("voucherify documents no scope %q", scope)
-		if near := option.Nearest(scope, scopesV1); near != "" {
-			warning += fmt.Sprintf("; did you mean %q?", near)
-		}
-		warnings = append(warnings, warning)
-	}
-	return warnings
+func (p *Provider) region() string { return cmp.Or(p.Region, "eu") }
+func (p *Provider) apiURL() string { return cmp.Or(p.APIURL, regions[p.region()]) }
+func (p *Provider) tokenURL() string {
+	return p.apiURL() + "/" + p.version().name + "/oauth/token"
 }
 
 // errorBody renders an error as the Voucherify API does.
