@@ -196,7 +196,7 @@ func TestCaddyfileSecretInConfigIsWarnedAbout(t *testing.T) {
 		}
 		credential keys voucherify {
 			app_id plain-id
-			app_token literal-of-voucherify
+			app_token literal-of-voucherify literal-of-voucherify-before
 			scopes api
 		}
 		credential any oauth2 https://api.example {
@@ -243,7 +243,7 @@ func TestCaddyfileSecretInConfigIsWarnedAbout(t *testing.T) {
 		}
 	}
 	slices.Sort(got)
-	want := []string{"any client_secret", "any header X-Api-Key", "any param client_assertion", "keys app_token", "nightly key", "plain client_secret", "shop key"}
+	want := []string{"any client_secret", "any header X-Api-Key", "any param client_assertion", "keys app_token", "keys app_token 2", "nightly key", "plain client_secret", "shop key"}
 	if !slices.Equal(got, want) {
 		t.Errorf("warnings about %q, want %q\n%s", got, want, content)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Values are the values of an option that has several while a credential is
@@ -49,18 +50,19 @@ func (v *Values) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// CheckPaired returns an error unless each value of the option secretName has one
+// CheckPaired returns an *OptionError unless each value of the option secretName has one
 // of idName that belongs to it: as many, or one for all.
 func CheckPaired(idName string, ids Values, secretName string, secrets Values) error {
-	for name, values := range map[string]Values{idName: ids, secretName: secrets} {
-		for _, value := range values {
-			if value == "" {
-				return fmt.Errorf("%s: a value is empty", name)
-			}
-		}
+	wrong := func(option, format string, args ...any) error {
+		return &OptionError{Option: option, Err: fmt.Errorf(format, args...)}
 	}
-	if len(ids) > 1 && len(ids) != len(secrets) {
-		return fmt.Errorf("%s: has %d values, and %s %d; give one for each, in the same order, or one for all", idName, len(ids), secretName, len(secrets))
+	switch {
+	case slices.Contains(ids, ""):
+		return wrong(idName, "a value is empty")
+	case slices.Contains(secrets, ""):
+		return wrong(secretName, "a value is empty")
+	case len(ids) > 1 && len(ids) != len(secrets):
+		return wrong(idName, "has %d values, and %s %d; give one for each, in the same order, or one for all", len(ids), secretName, len(secrets))
 	}
 	return nil
 }

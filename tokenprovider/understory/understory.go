@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"net/url"
 	"strings"
@@ -66,14 +65,16 @@ func init() {
 // Understory documents no revocation and no introspection of tokens.
 type Provider struct {
 	// Client ID of the integration key. May be a placeholder such as
-	// `{env.UNDERSTORY_CLIENT_ID}`. Required.
-	ClientID string `json:"client_id,omitempty"`
+	// `{env.UNDERSTORY_CLIENT_ID}`. An array, if each value of client_secret has
+	// one of its own: in the same order. Required.
+	ClientID tokenprovider.Values `json:"client_id,omitempty"`
 
 	// Secret key of the integration key, as a placeholder:
 	// `{env.UNDERSTORY_CLIENT_SECRET}` or `{file./run/secrets/understory}`. It
 	// stays a placeholder in the stored config and is read again at each token
-	// request. Required.
-	ClientSecret string `json:"client_secret,omitempty"`
+	// request. An array while the key is rotated: the new one first, and the others
+	// for as long as Understory does not know it. Required.
+	ClientSecret tokenprovider.Values `json:"client_secret,omitempty"`
 
 	// Scopes to ask for, such as `openid` and `marketing.read`. Without any,
 	// Understory issues a token without rights. Default: none.
@@ -96,7 +97,7 @@ type Provider struct {
 	// Default: `caddy-egress`, with token requests only.
 	UserAgent string `json:"user_agent,omitempty"`
 
-	clientID string // resolved at load
+	clientIDs tokenprovider.Values // resolved at load; empty for one without a value
 }
 
 // CaddyModule returns the Caddy module information.
@@ -113,21 +114,14 @@ func (p *Provider) Provision(caddy.Context) error {
 	if err := p.Validate(); err != nil {
 		return err
 	}
-	var err error
-	if p.clientID, err = option.Resolve("client_id", p.ClientID); err != nil {
-		return err
-	}
-	_, err = p.Secrets()
-	return err
+	p.clientIDs = p.key().ResolveIDs()
+	return tokenprovider.CheckSecrets(p)
 }
 
 // Validate returns an error that names the first option that is missing or wrong.
 func (p *Provider) Validate() error {
-	switch {
-	case p.ClientID == "":
-		return errors.New("client_id is required")
-	case p.ClientSecret == "":
-		return errors.New("client_secret is required")
+	if err := p.key().Validate(); err != nil {
+		return err
 	}
 	if err := tokenprovider.CheckScopes(p.Scopes); err != nil {
 		return err
@@ -163,7 +157,7 @@ func (p *Provider) Grant() tokenprovider.Grant {
 	return tokenprovider.Grant{
 		Provider:   "understory",
 		TokenURL:   p.tokenURL(),
-		ClientID:   p.clientID,
+		ClientID:   cmp.Or(p.clientIDs...),
 		AuthMethod: "client_secret_post",
 		Scopes:     p.Scopes,
 		Audience:   []string{p.audience()},
@@ -179,22 +173,36 @@ func (p *Provider) WithScopes(scopes []string) (tokenprovider.Provider, error) {
 
 // Secrets implements tokenprovider.Provider.
 func (p *Provider) Secrets() ([]tokenprovider.Secret, error) {
-	secret, err := option.ResolveSecret("client_secret", p.ClientSecret)
+	_, secret, err := p.key().Read()
 	return []tokenprovider.Secret{secret}, err
 }
 
 // SecretOptions implements tokenprovider.Provider.
-func (p *Provider) SecretOptions() map[string]string {
-	return map[string]string{"client_secret": p.ClientSecret}
+func (p *Provider) SecretOptions() map[string]string { return p.key().SecretOptions() }
+
+// Alternatives implements tokenprovider.Rotating.
+func (p *Provider) Alternatives() []tokenprovider.Provider {
+	if len(p.ClientSecret) < 2 {
+		return nil
+	}
+	all := make([]tokenprovider.Provider, len(p.ClientSecret))
+	for i, secret := range p.ClientSecret {
+		other := *p
+		other.ClientID, other.ClientSecret = tokenprovider.Values{p.ClientID.At(i)}, tokenprovider.Values{secret}
+		other.clientIDs = tokenprovider.Values{p.clientIDs.At(i)}
+		all[i] = &other
+	}
+	return all
+}
+
+// key is what authenticates token requests.
+func (p *Provider) key() option.Key {
+	return option.Key{IDName: "client_id", IDs: p.ClientID, SecretName: "client_secret", Secrets: p.ClientSecret, Resolve: option.Resolve}
 }
 
 // Token implements tokenprovider.Provider.
 func (p *Provider) Token(ctx context.Context, client *http.Client) (*tokenprovider.Token, error) {
-	id, err := option.Resolve("client_id", p.ClientID)
-	if err != nil {
-		return nil, err
-	}
-	secret, err := option.ResolveSecret("client_secret", p.ClientSecret)
+	id, secret, err := p.key().Read()
 	if err != nil {
 		return nil, err
 	}
@@ -230,8 +238,8 @@ func errorBody(_ int, key, message string) (string, []byte) {
 // Options returns the options of the provider in a Caddyfile. Syntax:
 //
 //	understory [<api_url>] {
-//	    client_id     <id>
-//	    client_secret <secret>
+//	    client_id     <ids...>
+//	    client_secret <secrets...>
 //	    scopes        <scope...>
 //	    audience      <audience>
 //	    token_url     <url>
@@ -240,8 +248,8 @@ func errorBody(_ int, key, message string) (string, []byte) {
 func (p *Provider) Options() option.Table {
 	return option.Table{
 		"api_url":       func(d *caddyfile.Dispenser) error { return option.String(d, &p.APIURL) },
-		"client_id":     func(d *caddyfile.Dispenser) error { return option.String(d, &p.ClientID) },
-		"client_secret": func(d *caddyfile.Dispenser) error { return option.String(d, &p.ClientSecret) },
+		"client_id":     func(d *caddyfile.Dispenser) error { return option.Values(d, &p.ClientID) },
+		"client_secret": func(d *caddyfile.Dispenser) error { return option.Values(d, &p.ClientSecret) },
 		"scopes":        func(d *caddyfile.Dispenser) error { return option.Strings(d, &p.Scopes) },
 		"audience":      func(d *caddyfile.Dispenser) error { return option.String(d, &p.Audience) },
 		"token_url":     func(d *caddyfile.Dispenser) error { return option.String(d, &p.TokenURL) },
@@ -252,6 +260,7 @@ func (p *Provider) Options() option.Table {
 // Interface guards
 var (
 	_ tokenprovider.Provider = (*Provider)(nil)
+	_ tokenprovider.Rotating = (*Provider)(nil)
 	_ caddy.Provisioner      = (*Provider)(nil)
 	_ caddy.Validator        = (*Provider)(nil)
 	_ option.Provider        = (*Provider)(nil)

@@ -36,7 +36,7 @@ func TestTokenRequest(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			server := wiretest.Serve(t, wiretest.Granted)
 			p := test.provider
-			p.ClientID, p.ClientSecret, p.TokenURL = "id", "s3cret", server.URL+"/oauth2/token"
+			p.ClientID, p.ClientSecret, p.TokenURL = tokenprovider.Values{"id"}, tokenprovider.Values{"s3cret"}, server.URL+"/oauth2/token"
 			token, err := wiretest.Provision(t, &p).Token(t.Context(), client)
 			if err != nil {
 				t.Fatal(err)
@@ -59,8 +59,8 @@ func TestRecordedRequests(t *testing.T) {
 			form := v.Form(t)
 			server := wiretest.Serve(t, v.Answer())
 			p := wiretest.Provision(t, &Provider{
-				ClientID:     form.Get("client_id"),
-				ClientSecret: form.Get("client_secret"),
+				ClientID:     tokenprovider.Values{form.Get("client_id")},
+				ClientSecret: tokenprovider.Values{form.Get("client_secret")},
 				Scopes:       strings.Fields(form.Get("scope")),
 				Audience:     form.Get("audience"),
 				UserAgent:    v.Request.Headers["User-Agent"],
@@ -94,7 +94,7 @@ func TestSecretsArriveIntact(t *testing.T) {
 	for _, secret := range wiretest.Secrets {
 		t.Setenv("TEST_ID", "id of "+secret)
 		t.Setenv("TEST_SECRET", secret)
-		p := wiretest.Provision(t, &Provider{ClientID: "{env.TEST_ID}", ClientSecret: "{env.TEST_SECRET}", TokenURL: server.URL})
+		p := wiretest.Provision(t, &Provider{ClientID: tokenprovider.Values{"{env.TEST_ID}"}, ClientSecret: tokenprovider.Values{"{env.TEST_SECRET}"}, TokenURL: server.URL})
 		if _, err := p.Token(t.Context(), client); err != nil {
 			t.Fatal(err)
 		}
@@ -115,7 +115,7 @@ func TestRotatedSecretFile(t *testing.T) {
 	server := wiretest.Serve(t, wiretest.Granted)
 	file := filepath.Join(t.TempDir(), "secret")
 	wiretest.WriteFile(t, file, "first-secret\n")
-	p := wiretest.Provision(t, &Provider{ClientID: "id", ClientSecret: "{file." + file + "}", TokenURL: server.URL})
+	p := wiretest.Provision(t, &Provider{ClientID: tokenprovider.Values{"id"}, ClientSecret: tokenprovider.Values{"{file." + file + "}"}, TokenURL: server.URL})
 	for _, secret := range []string{"first-secret", "second-secret"} {
 		wiretest.WriteFile(t, file, secret+"\n")
 		if _, err := p.Token(t.Context(), client); err != nil {
@@ -154,7 +154,7 @@ func TestAPI(t *testing.T) {
 	if want := []string{"X-Rate-Limit-Remaining", "X-Ratelimit-Remaining", "Ratelimit-Remaining"}; !reflect.DeepEqual(api.RemainingHeaders, want) {
 		t.Errorf("remaining headers: %v", api.RemainingHeaders)
 	}
-	if got := (&Provider{ClientSecret: "s"}).SecretOptions(); !reflect.DeepEqual(got, map[string]string{"client_secret": "s"}) {
+	if got := (&Provider{ClientSecret: tokenprovider.Values{"s"}}).SecretOptions(); !reflect.DeepEqual(got, map[string]string{"client_secret": "s"}) {
 		t.Errorf("secret options: %v", got)
 	}
 	mediaType, body := api.Error(503, "token_unavailable", `no "token"`)
@@ -172,7 +172,7 @@ func TestErrorsOfTheTokenEndpoint(t *testing.T) {
 		`{"code":401,"key":"x_y","message":"MARKER"}`: {Class: tokenprovider.Refused},
 	} {
 		server := wiretest.Serve(t, "HTTP/1.1 401 Unauthorized\r\n\r\n"+answer)
-		_, err := wiretest.Provision(t, &Provider{ClientID: "id", ClientSecret: "s3cret", TokenURL: server.URL}).Token(t.Context(), client)
+		_, err := wiretest.Provision(t, &Provider{ClientID: tokenprovider.Values{"id"}, ClientSecret: tokenprovider.Values{"s3cret"}, TokenURL: server.URL}).Token(t.Context(), client)
 		e, ok := errors.AsType[*tokenprovider.Error](err)
 		if !ok || e.Class != want.Class || e.Code != want.Code {
 			t.Errorf("%s: got %#v", answer, err)
@@ -206,7 +206,7 @@ func TestScopesForPaths(t *testing.T) {
 }
 
 func TestGrant(t *testing.T) {
-	p := wiretest.Provision(t, &Provider{ClientID: "id", ClientSecret: "s3cret", Scopes: []string{"openid"}})
+	p := wiretest.Provision(t, &Provider{ClientID: tokenprovider.Values{"id"}, ClientSecret: tokenprovider.Values{"s3cret"}, Scopes: []string{"openid"}})
 	want := tokenprovider.Grant{
 		Provider:   "understory",
 		TokenURL:   "https://api.auth.understory.io/oauth2/token",
@@ -240,17 +240,17 @@ func TestValidate(t *testing.T) {
 		change func(*Provider)
 		want   string // what the error starts with
 	}{
-		{func(p *Provider) { p.ClientID = "" }, "client_id"},
-		{func(p *Provider) { p.ClientSecret = "" }, "client_secret"},
+		{func(p *Provider) { p.ClientID = nil }, "client_id"},
+		{func(p *Provider) { p.ClientSecret = nil }, "client_secret"},
 		{func(p *Provider) { p.Scopes = []string{""} }, "scopes"},
 		{func(p *Provider) { p.APIURL = "https://api.example/v1" }, "api_url"},
 		{func(p *Provider) { p.TokenURL = "ftp://auth.example/token" }, "token_url"},
 		{func(p *Provider) { p.UserAgent = "a\nb" }, "user_agent"},
-		{func(p *Provider) { p.ClientID = "{env.TEST_UNSET}" }, "client_id: {env.TEST_UNSET}"},
-		{func(p *Provider) { p.ClientSecret = "{env.TEST_UNSET}" }, "client_secret: {env.TEST_UNSET}"},
-		{func(p *Provider) { p.ClientSecret = "s3cret{env.TEST_UNSET}" }, "client_secret"},
+		{func(p *Provider) { p.ClientID = tokenprovider.Values{"{env.TEST_UNSET}"} }, "client_id: {env.TEST_UNSET}"},
+		{func(p *Provider) { p.ClientSecret = tokenprovider.Values{"{env.TEST_UNSET}"} }, "client_secret: {env.TEST_UNSET}"},
+		{func(p *Provider) { p.ClientSecret = tokenprovider.Values{"s3cret{env.TEST_UNSET}"} }, "client_secret"},
 	} {
-		p := &Provider{ClientID: "id", ClientSecret: "s3cret"}
+		p := &Provider{ClientID: tokenprovider.Values{"id"}, ClientSecret: tokenprovider.Values{"s3cret"}}
 		test.change(p)
 		err := wiretest.TryProvision(t, p)
 		if err == nil || !strings.HasPrefix(err.Error(), test.want) {
@@ -280,8 +280,8 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 	}`)
 	want := Provider{
 		APIURL:       "https://api.example",
-		ClientID:     "id",
-		ClientSecret: "{env.SECRET}",
+		ClientID:     tokenprovider.Values{"id"},
+		ClientSecret: tokenprovider.Values{"{env.SECRET}"},
 		Scopes:       []string{"openid", "marketing.read"},
 		Audience:     "https://audience.example",
 		TokenURL:     "https://auth.example/token",
@@ -298,9 +298,10 @@ func TestUnmarshalCaddyfileErrors(t *testing.T) {
 		"understory https://x/v1 {\n client_id a\n client_secret b\n}":           "api_url: ",
 		"understory {\n client_id a\n client_secret b\n token_url c\n}":          "token_url: ",
 		"understory {\n client_id a\n client_secret b\n user_agent \"c\n d\"\n}": "user_agent: ",
-		"understory a b":                                         `unexpected argument "b"`,
-		`understory ""`:                                          "api_url: is empty",
-		"understory a {\n api_url b\n}":                          "api_url is already given",
+		"understory a b":                `unexpected argument "b"`,
+		`understory ""`:                 "api_url: is empty",
+		"understory a {\n api_url b\n}": "api_url is already given",
+		"understory {\n client_id a b\n client_secret c\n}":      "client_id: has 2 values, and client_secret 1; give one for each",
 		"understory {\n client_id a\n client_id b\n}":            "client_id is already given",
 		"understory {\n client_secret a\n client_secret b\n}":    "client_secret is already given",
 		"understory {\n scopes a\n scopes b\n}":                  "scopes is already given",
@@ -311,7 +312,7 @@ func TestUnmarshalCaddyfileErrors(t *testing.T) {
 		"understory {\n user_agent {\n x\n }\n}":                 "user_agent: needs a value",
 		"understory {\n client_id a {\n x\n }\n}":                "client_id: takes no block",
 		"understory {\n region eu\n}":                            `unknown option "region"`,
-		"understory {\n client_id a\n client_secret \"\"\n}":     "client_secret: is empty",
+		"understory {\n client_id a\n client_secret \"\"\n}":     "client_secret: a value is empty",
 		"understory {\n scopes a \"\"\n}":                        "scopes: a value is empty",
 		"understory {\n token_url a\n user_agent b\n scope x\n}": "Testfile:4",
 	} {

@@ -112,13 +112,16 @@ func init() {
 // Voucherify documents neither its answers nor revocation and introspection.
 type Provider struct {
 	// Application ID of the key. May be a placeholder such as
-	// `{env.VOUCHERIFY_APP_ID}`. Required.
-	AppID string `json:"app_id,omitempty"`
+	// `{env.VOUCHERIFY_APP_ID}`. An array, if each value of app_token has one of
+	// its own: in the same order. Required.
+	AppID tokenprovider.Values `json:"app_id,omitempty"`
 
 	// Secret of the key, as a placeholder: `{env.VOUCHERIFY_APP_TOKEN}` or
 	// `{file./run/secrets/voucherify}`. It stays a placeholder in the stored
-	// config and is read again at each token request. Required.
-	AppToken string `json:"app_token,omitempty"`
+	// config and is read again at each token request. An array while the key is
+	// rotated: the new one first, and the others for as long as Voucherify does not
+	// know it. Required.
+	AppToken tokenprovider.Values `json:"app_token,omitempty"`
 
 	// Scopes to ask for, such as `api` for all of the server side, or
 	// `vouchers` and `validations`. A scope that is not documented for v1 is
@@ -143,8 +146,8 @@ type Provider struct {
 	// required there.
 	ProjectID string `json:"project_id,omitempty"`
 
-	appID     string // resolved at load
-	projectID string // resolved at load
+	appIDs    tokenprovider.Values // resolved at load; empty for one without a value
+	projectID string               // resolved at load
 }
 
 // CaddyModule returns the Caddy module information.
@@ -161,8 +164,8 @@ func (p *Provider) Provision(ctx caddy.Context) error {
 	if err := p.Validate(); err != nil {
 		return err
 	}
-	var err error
-	if p.appID, _, err = p.key(); err != nil {
+	p.appIDs = p.key().ResolveIDs()
+	if err := tokenprovider.CheckSecrets(p); err != nil {
 		return err
 	}
 	if provision := p.version().provision; provision != nil {
@@ -178,12 +181,10 @@ func (p *Provider) Provision(ctx caddy.Context) error {
 
 // Validate returns an error that names the first option that is missing or wrong.
 func (p *Provider) Validate() error {
-	switch {
-	case p.AppID == "":
-		return errors.New("app_id is required")
-	case p.AppToken == "":
-		return errors.New("app_token is required")
-	case len(p.Scopes) == 0:
+	if err := p.key().Validate(); err != nil {
+		return err
+	}
+	if len(p.Scopes) == 0 {
 		return errors.New("scopes is required; api stands for the whole server side")
 	}
 	for _, scope := range p.Scopes {
@@ -231,7 +232,7 @@ func (p *Provider) Grant() tokenprovider.Grant {
 	return tokenprovider.Grant{
 		Provider:   "voucherify",
 		TokenURL:   p.tokenURL(),
-		ClientID:   p.appID,
+		ClientID:   cmp.Or(p.appIDs...),
 		AuthMethod: p.version().authMethod,
 		Scopes:     p.Scopes,
 		Params:     p.params(),
@@ -247,13 +248,26 @@ func (p *Provider) WithScopes(scopes []string) (tokenprovider.Provider, error) {
 
 // Secrets implements tokenprovider.Provider.
 func (p *Provider) Secrets() ([]tokenprovider.Secret, error) {
-	_, secret, err := p.key()
+	_, secret, err := p.key().Read()
 	return []tokenprovider.Secret{secret}, err
 }
 
 // SecretOptions implements tokenprovider.Provider.
-func (p *Provider) SecretOptions() map[string]string {
-	return map[string]string{"app_token": p.AppToken}
+func (p *Provider) SecretOptions() map[string]string { return p.key().SecretOptions() }
+
+// Alternatives implements tokenprovider.Rotating.
+func (p *Provider) Alternatives() []tokenprovider.Provider {
+	if len(p.AppToken) < 2 {
+		return nil
+	}
+	all := make([]tokenprovider.Provider, len(p.AppToken))
+	for i, secret := range p.AppToken {
+		other := *p
+		other.AppID, other.AppToken = tokenprovider.Values{p.AppID.At(i)}, tokenprovider.Values{secret}
+		other.appIDs = tokenprovider.Values{p.appIDs.At(i)}
+		all[i] = &other
+	}
+	return all
 }
 
 // Token implements tokenprovider.Provider.
@@ -297,19 +311,14 @@ func (p *Provider) Introspect(ctx context.Context, client *http.Client, token to
 // CanIntrospect implements tokenprovider.Introspector.
 func (p *Provider) CanIntrospect() bool { return p.version().endsTokens }
 
-// key returns id and secret as they are now.
-func (p *Provider) key() (id string, secret tokenprovider.Secret, err error) {
-	resolve := p.version().resolve
-	if id, err = resolve("app_id", p.AppID); err != nil {
-		return "", secret, err
-	}
-	value, err := resolve("app_token", p.AppToken)
-	return id, tokenprovider.NewSecret(value), err
+// key is what authenticates requests.
+func (p *Provider) key() option.Key {
+	return option.Key{IDName: "app_id", IDs: p.AppID, SecretName: "app_token", Secrets: p.AppToken, Resolve: p.version().resolve}
 }
 
-// request authenticates form with the key, id and secret read together.
+// request authenticates form with the key.
 func (p *Provider) request(endpoint string, form url.Values) (tokenprovider.Request, error) {
-	id, secret, err := p.key()
+	id, secret, err := p.key().Read()
 	if err != nil {
 		return tokenprovider.Request{}, err
 	}
@@ -345,8 +354,8 @@ func errorBody(status int, key, message string) (string, []byte) {
 // Options returns the options of the provider in a Caddyfile. Syntax:
 //
 //	voucherify [<api_url>] {
-//	    app_id     <id>
-//	    app_token  <secret>
+//	    app_id     <ids...>
+//	    app_token  <secrets...>
 //	    scopes     <scope...>
 //	    region     eu|us|as
 //	    oauth      v1|v2
@@ -355,8 +364,8 @@ func errorBody(status int, key, message string) (string, []byte) {
 func (p *Provider) Options() option.Table {
 	return option.Table{
 		"api_url":    func(d *caddyfile.Dispenser) error { return option.String(d, &p.APIURL) },
-		"app_id":     func(d *caddyfile.Dispenser) error { return option.String(d, &p.AppID) },
-		"app_token":  func(d *caddyfile.Dispenser) error { return option.String(d, &p.AppToken) },
+		"app_id":     func(d *caddyfile.Dispenser) error { return option.Values(d, &p.AppID) },
+		"app_token":  func(d *caddyfile.Dispenser) error { return option.Values(d, &p.AppToken) },
 		"scopes":     func(d *caddyfile.Dispenser) error { return option.Strings(d, &p.Scopes) },
 		"region":     func(d *caddyfile.Dispenser) error { return option.String(d, &p.Region) },
 		"oauth":      func(d *caddyfile.Dispenser) error { return option.String(d, &p.OAuth) },
@@ -367,6 +376,7 @@ func (p *Provider) Options() option.Table {
 // Interface guards
 var (
 	_ tokenprovider.Provider     = (*Provider)(nil)
+	_ tokenprovider.Rotating     = (*Provider)(nil)
 	_ tokenprovider.Revoker      = (*Provider)(nil)
 	_ tokenprovider.Introspector = (*Provider)(nil)
 	_ caddy.Provisioner          = (*Provider)(nil)

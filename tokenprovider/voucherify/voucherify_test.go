@@ -24,7 +24,7 @@ var client = tokenprovider.NewClient(nil)
 
 // key returns a provider of the key id and s3cret on the cluster at apiURL.
 func key(apiURL string) *Provider {
-	return &Provider{AppID: "id", AppToken: "s3cret", APIURL: apiURL, Scopes: []string{"api"}}
+	return &Provider{AppID: tokenprovider.Values{"id"}, AppToken: tokenprovider.Values{"s3cret"}, APIURL: apiURL, Scopes: []string{"api"}}
 }
 
 func TestRequests(t *testing.T) {
@@ -87,7 +87,7 @@ func TestRecordedExchanges(t *testing.T) {
 		v := vectors[name]
 		server := wiretest.Serve(t, v.Answer())
 		p := key(server.URL)
-		p.AppID, p.AppToken = "<app_id>", "<app_token>"
+		p.AppID, p.AppToken = tokenprovider.Values{"<app_id>"}, tokenprovider.Values{"<app_token>"}
 		return v, server, wiretest.Provision(t, p)
 	}
 	check := func(t *testing.T, v wiretest.Vector, server *wiretest.Server) {
@@ -191,7 +191,7 @@ func TestSecretsArriveIntact(t *testing.T) {
 			t.Setenv("TEST_ID", "ä~id+%2B")
 			t.Setenv("TEST_SECRET", secret)
 			p := key(server.URL)
-			p.AppID, p.AppToken, p.OAuth = "{env.TEST_ID}", "{env.TEST_SECRET}", version
+			p.AppID, p.AppToken, p.OAuth = tokenprovider.Values{"{env.TEST_ID}"}, tokenprovider.Values{"{env.TEST_SECRET}"}, version
 			if version == "v2" {
 				p.ProjectID = "{env.TEST_SECRET}"
 			}
@@ -220,7 +220,7 @@ func TestRotatedKeyFiles(t *testing.T) {
 			dir := t.TempDir()
 			idFile, secretFile := filepath.Join(dir, "id"), filepath.Join(dir, "token")
 			p := key(server.URL)
-			p.AppID, p.AppToken, p.OAuth = "{file."+idFile+"}", "{file."+secretFile+"}", version
+			p.AppID, p.AppToken, p.OAuth = tokenprovider.Values{"{file." + idFile + "}"}, tokenprovider.Values{"{file." + secretFile + "}"}, version
 			if version == "v2" {
 				p.ProjectID = "proj"
 			}
@@ -258,7 +258,7 @@ func TestKeyThatNoHeaderCanCarryAsItIs(t *testing.T) {
 	server := wiretest.Serve(t, wiretest.Granted)
 	t.Setenv("TEST_LINES", "line-one\nline-two")
 	p := key(server.URL)
-	p.AppID, p.AppToken, p.OAuth, p.ProjectID = "{env.TEST_LINES}", "{env.TEST_LINES}", "v2", "proj"
+	p.AppID, p.AppToken, p.OAuth, p.ProjectID = tokenprovider.Values{"{env.TEST_LINES}"}, tokenprovider.Values{"{env.TEST_LINES}"}, "v2", "proj"
 	if _, err := wiretest.Provision(t, p).Token(t.Context(), client); err != nil {
 		t.Fatal(err)
 	}
@@ -269,8 +269,8 @@ func TestKeyThatNoHeaderCanCarryAsItIs(t *testing.T) {
 
 func TestKeyThatNoHeaderCanCarry(t *testing.T) {
 	for option, change := range map[string]func(*Provider){
-		"app_id":    func(p *Provider) { p.AppID = "{env.TEST_LINES}" },
-		"app_token": func(p *Provider) { p.AppToken = "{env.TEST_LINES}" },
+		"app_id":    func(p *Provider) { p.AppID = tokenprovider.Values{"{env.TEST_LINES}"} },
+		"app_token": func(p *Provider) { p.AppToken = tokenprovider.Values{"{env.TEST_LINES}"} },
 	} {
 		t.Setenv("TEST_LINES", "line-one\nX-Other: line-two")
 		p := key("http://127.0.0.1")
@@ -420,8 +420,8 @@ func TestValidate(t *testing.T) {
 		change func(*Provider)
 		want   string // what the error starts with
 	}{
-		{func(p *Provider) { p.AppID = "" }, "app_id"},
-		{func(p *Provider) { p.AppToken = "" }, "app_token"},
+		{func(p *Provider) { p.AppID = nil }, "app_id"},
+		{func(p *Provider) { p.AppToken = nil }, "app_token"},
 		{func(p *Provider) { p.Scopes = nil }, "scopes"},
 		{func(p *Provider) { p.Scopes = []string{"a,b"} }, `scopes: "a,b" holds a comma`},
 		{func(p *Provider) { p.Scopes = []string{"a", "a"} }, `scopes: "a" is given twice`},
@@ -431,8 +431,8 @@ func TestValidate(t *testing.T) {
 		{func(p *Provider) { p.OAuth = "v2" }, "project_id"},
 		{func(p *Provider) { p.ProjectID = "proj" }, "project_id"},
 		{func(p *Provider) { p.APIURL = "https://cluster.example/" }, "api_url"},
-		{func(p *Provider) { p.AppID = "{env.TEST_UNSET}" }, "app_id: {env.TEST_UNSET}"},
-		{func(p *Provider) { p.AppToken = "{env.TEST_UNSET}" }, "app_token: {env.TEST_UNSET}"},
+		{func(p *Provider) { p.AppID = tokenprovider.Values{"{env.TEST_UNSET}"} }, "app_id: {env.TEST_UNSET}"},
+		{func(p *Provider) { p.AppToken = tokenprovider.Values{"{env.TEST_UNSET}"} }, "app_token: {env.TEST_UNSET}"},
 		{func(p *Provider) { p.OAuth, p.ProjectID = "v2", "{env.TEST_UNSET}" }, "project_id: {env.TEST_UNSET}"},
 	} {
 		p := key("")
@@ -463,8 +463,8 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 			oauth      v2
 			project_id proj
 		}`: {
-			AppID:     "id",
-			AppToken:  "{env.SECRET}",
+			AppID:     tokenprovider.Values{"id"},
+			AppToken:  tokenprovider.Values{"{env.SECRET}"},
 			Scopes:    []string{"vouchers.read", "campaigns.read"},
 			Region:    "us",
 			OAuth:     "v2",
@@ -474,7 +474,7 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 			app_id    id
 			app_token {env.SECRET}
 			scopes    api
-		}`: {APIURL: "https://cluster.example", AppID: "id", AppToken: "{env.SECRET}", Scopes: []string{"api"}},
+		}`: {APIURL: "https://cluster.example", AppID: tokenprovider.Values{"id"}, AppToken: tokenprovider.Values{"{env.SECRET}"}, Scopes: []string{"api"}},
 	} {
 		var p Provider
 		err := unmarshal(&p, input)
@@ -486,17 +486,17 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 
 func TestUnmarshalCaddyfileErrors(t *testing.T) {
 	for input, want := range map[string]string{
-		"voucherify a b":                            `unexpected argument "b"`,
-		"voucherify a {\n api_url b\n}":             "api_url is already given",
-		"voucherify {\n app_id a\n app_id b\n}":     "app_id is already given",
-		"voucherify {\n app_id a b\n}":              `app_id: has an argument too many; quote a value that holds spaces`,
-		"voucherify {\n app_token\n}":               "app_token: needs a value",
-		"voucherify {\n scopes a\n scopes b\n}":     "scopes is already given",
-		"voucherify {\n scopes\n}":                  "scopes: needs at least one value",
-		"voucherify {\n region\n}":                  "region: needs a value",
-		"voucherify {\n oauth v1 v2\n}":             `oauth: has an argument too many; quote a value that holds spaces`,
-		"voucherify {\n project_id a {\n x\n }\n}":  "project_id: takes no block",
-		"voucherify {\n token_url https://a.b/c\n}": `unknown option "token_url"`,
+		"voucherify a b":                             `unexpected argument "b"`,
+		"voucherify a {\n api_url b\n}":              "api_url is already given",
+		"voucherify {\n app_id a\n app_id b\n}":      "app_id is already given",
+		"voucherify {\n app_id a b\n app_token c\n}": "app_id: has 2 values, and app_token 1; give one for each",
+		"voucherify {\n app_token\n}":                "app_token: needs at least one value",
+		"voucherify {\n scopes a\n scopes b\n}":      "scopes is already given",
+		"voucherify {\n scopes\n}":                   "scopes: needs at least one value",
+		"voucherify {\n region\n}":                   "region: needs a value",
+		"voucherify {\n oauth v1 v2\n}":              `oauth: has an argument too many; quote a value that holds spaces`,
+		"voucherify {\n project_id a {\n x\n }\n}":   "project_id: takes no block",
+		"voucherify {\n token_url https://a.b/c\n}":  `unknown option "token_url"`,
 
 		"voucherify {\n app_id a\n app_token b\n}":                         "scopes is required",
 		"voucherify {\n app_id a\n app_token b\n scopes a,b\n}":            `scopes: "a,b" holds a comma`,
