@@ -111,6 +111,9 @@ func (e *directive) readInline(h httpcaddyfile.Helper) error {
 	if err != nil {
 		return err
 	}
+	if err := checkScopes("the provider", provider, provider.Grant().Scopes, t.Grants); err != nil {
+		return lines.Wrap(fmt.Errorf("%s: %w", e.rest.what, err))
+	}
 	t.ProviderRaw = caddyconfig.JSONModuleObject(provider, "name", name, nil)
 	e.api = provider.API()
 	return lines.Wrap(t.RouteOptions.validate())
@@ -142,6 +145,13 @@ func (e *directive) readNamed(h httpcaddyfile.Helper) error {
 		if _, err := provider.WithScopes(t.Scopes); err != nil {
 			return lines.Wrap(fmt.Errorf("%s: %w", e.rest.what, err))
 		}
+	}
+	own := t.Scopes
+	if own == nil {
+		own = provider.Grant().Scopes
+	}
+	if err := checkScopes("credential "+name, provider, own, t.Grants); err != nil {
+		return lines.Wrap(fmt.Errorf("%s: %w", e.rest.what, err))
 	}
 	e.api = provider.API()
 	return lines.Wrap(t.RouteOptions.validate())

@@ -9,8 +9,8 @@ import (
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 )
 
-// grantWarning is about a grant that permits less than it says.
-type grantWarning struct {
+// routeWarning is about a route, or a grant of it, that permits less than it says.
+type routeWarning struct {
 	message string
 	fields  []zap.Field
 }
@@ -19,13 +19,13 @@ type grantWarning struct {
 // what can never apply, and operations that are refused here or by the API all
 // the same. The route permits allow, or everything where that is empty, and asks
 // for scopes. Of what it cannot tell it says nothing.
-func checkGrants(grants []Grant, allow []Operation, api tokenprovider.API, scopes []string) []grantWarning {
-	var warnings []grantWarning
+func checkGrants(grants []Grant, allow []Operation, api tokenprovider.API, scopes []string) []routeWarning {
+	var warnings []routeWarning
 	var named []string // by the grants before
 	for _, g := range grants {
 		warn := func(message string, fields ...zap.Field) {
 			fields = append([]zap.Field{zap.Strings("grant", g.Callers)}, fields...)
-			warnings = append(warnings, grantWarning{message, fields})
+			warnings = append(warnings, routeWarning{message, fields})
 		}
 		taken := slices.DeleteFunc(slices.Clone(g.Callers), func(caller string) bool {
 			return !slices.Contains(named, caller) && !slices.Contains(named, anyCaller)
@@ -58,6 +58,30 @@ func checkGrants(grants []Grant, allow []Operation, api tokenprovider.API, scope
 		if needs := g.needsForAll(allow, api); g.Allow == nil && needs != nil {
 			warn("the scopes of a grant reach no operation that the route permits; add one that is needed",
 				zap.Strings("scopes", g.Scopes), zap.Strings("needs_one_of", needs))
+		}
+	}
+	return warnings
+}
+
+// checkRoute is checkGrants for a route without grants. What it permits by the
+// global option's defaults is not its own mistake, unless its scopes reach nothing.
+func checkRoute(allow, defaults []Operation, api tokenprovider.API, scopes []string) []routeWarning {
+	route := Grant{Scopes: scopes}
+	if slices.Equal(operationTexts(allow), operationTexts(defaults)) {
+		if needs := route.needsForAll(allow, api); needs != nil {
+			return []routeWarning{{"the scopes of a route reach no operation that it permits; add one that is needed",
+				[]zap.Field{zap.Strings("scopes", scopes), zap.Strings("needs_one_of", needs)}}}
+		}
+		return nil
+	}
+	var warnings []routeWarning
+	for _, operation := range allow {
+		for _, path := range operation.Paths {
+			one := Operation{Methods: operation.Methods, Paths: []string{path}}
+			if needs := route.needs(one, api); needs != nil {
+				warnings = append(warnings, routeWarning{"a route allows an operation that its scopes do not reach; add one that it needs, or remove the operation",
+					[]zap.Field{zap.Stringer("operation", one), zap.Strings("scopes", scopes), zap.Strings("needs_one_of", needs)}})
+			}
 		}
 	}
 	return warnings

@@ -79,19 +79,60 @@ func TestGrantWarnings(t *testing.T) {
 		"other than those":     {grants: []Grant{with("", "/v1/oauthx", "/v1/o*", "*")}, api: voucherifyAPI},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var got []string
-			for _, w := range checkGrants(test.grants, parseOperations(test.allow), test.api, strings.Fields(test.scopes)) {
-				line := w.message
-				for _, field := range w.fields {
-					line += " " + field.Key + "=" + fieldText(field)
-				}
-				got = append(got, line)
-			}
+			got := warningTexts(checkGrants(test.grants, parseOperations(test.allow), test.api, strings.Fields(test.scopes)))
 			if !slices.Equal(got, test.want) {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(test.want, "\n"))
 			}
 		})
 	}
+}
+
+func TestRouteWarnings(t *testing.T) {
+	const (
+		outOfSco  = "a route allows an operation that its scopes do not reach; add one that it needs, or remove the operation"
+		nothingIn = "the scopes of a route reach no operation that it permits; add one that is needed"
+	)
+	api := new(voucherify.Provider).API()
+	for name, test := range map[string]struct {
+		allow, defaults []string
+		scopes          string
+		want            []string
+	}{
+		"all permitted":         {nil, nil, "campaigns", nil},
+		"reached":               {[]string{"GET /v1/vouchers/*"}, nil, "vouchers", nil},
+		"reached by api":        {[]string{"GET /v1/vouchers/*", "/v1/campaigns"}, nil, "api", nil},
+		"not documented":        {[]string{"/v1/*"}, nil, "vouchers", nil},
+		"one of two":            {[]string{"GET /v1/vouchers /v1/campaigns"}, nil, "vouchers", []string{outOfSco + " operation=GET /v1/campaigns scopes=[vouchers] needs_one_of=[api campaigns]"}},
+		"none of its own":       {[]string{"/v1/orders"}, []string{"/v1/vouchers"}, "vouchers", []string{outOfSco + " operation=/v1/orders scopes=[vouchers] needs_one_of=[api orders]"}},
+		"one of the defaults":   {[]string{"/v1/orders", "/v1/vouchers"}, []string{"/v1/orders", "/v1/vouchers"}, "vouchers", nil},
+		"none of the defaults":  {[]string{"/v1/orders"}, []string{"/v1/orders"}, "vouchers", []string{nothingIn + " scopes=[vouchers] needs_one_of=[api orders]"}},
+		"scopes are not known":  {[]string{"/v1/orders"}, nil, "", nil},
+		"as the server chooses": {[]string{"/v1/orders"}, []string{"/v1/orders"}, "", nil},
+		"permitted by nobody":   {nil, nil, "vouchers", nil},
+		"several, each by itself": {[]string{"/v1/orders", "/v1/products"}, nil, "vouchers", []string{
+			outOfSco + " operation=/v1/orders scopes=[vouchers] needs_one_of=[api orders]",
+			outOfSco + " operation=/v1/products scopes=[vouchers] needs_one_of=[api products]"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := warningTexts(checkRoute(parseOperations(test.allow), parseOperations(test.defaults), api, strings.Fields(test.scopes)))
+			if !slices.Equal(got, test.want) {
+				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(test.want, "\n"))
+			}
+		})
+	}
+}
+
+// warningTexts returns warnings, each with its fields in a line.
+func warningTexts(warnings []routeWarning) []string {
+	var lines []string
+	for _, w := range warnings {
+		line := w.message
+		for _, field := range w.fields {
+			line += " " + field.Key + "=" + fieldText(field)
+		}
+		lines = append(lines, line)
+	}
+	return lines
 }
 
 // fieldText returns the value of a log field.

@@ -81,6 +81,7 @@ type App struct {
 	store     *tokenstore.Store // nil: tokens are not shared
 	named     map[string]tokenprovider.Provider
 	started   chan struct{} // closed by Start
+	warned    sync.Map      // what has been warned of
 
 	stopCleaning context.CancelFunc // of store; nil if it does not run
 
@@ -161,6 +162,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 		}
 		a.named[name] = provider
 		warnOfSecrets(a.logger.With(zap.String("credential", name)), provider)
+		a.warnOfScopes(name, provider)
 	}
 	return nil
 }

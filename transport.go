@@ -113,7 +113,12 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("credential %s: %w", name, err)
 	}
 	t.headers.dropsKeys(t.app.callers.keyHeaders(t.api))
-	if t.credential, err = t.app.use(name, provider, options); err != nil {
+	own, ownProvider, err := t.ownToken(name, provider)
+	if err != nil {
+		return err
+	}
+	t.app.warnOfScopes(own, ownProvider)
+	if t.credential, err = t.app.use(own, ownProvider, options); err != nil {
 		return err
 	}
 	if err := t.provisionGrants(ctx, provider, options); err != nil {
@@ -205,12 +210,13 @@ func (t *Transport) provisionGrants(ctx caddy.Context, provider tokenprovider.Pr
 	switch {
 	case t.Grants == nil:
 		t.app.send(t.credential)
+		t.warnOfRoute(t.credential.name(), checkRoute(t.Allow, t.app.Allow, t.api, provider.Grant().Scopes))
 		return nil
 	case len(t.Grants) == 0:
 		return errNoGrants
 	}
 	// scopes are those of the credential with others, not those of the route with others
-	base, baseProvider := t.credential.name(), provider
+	base, baseProvider := inlineName(provider), provider
 	if t.CredentialName != "" {
 		base, baseProvider = t.CredentialName, t.app.named[t.CredentialName]
 	}
@@ -221,6 +227,7 @@ func (t *Transport) provisionGrants(ctx caddy.Context, provider tokenprovider.Pr
 			if err != nil {
 				return nil, err
 			}
+			t.app.warnOfScopes(name, scoped)
 			if g.credential, err = t.app.use(name, scoped, options); err != nil {
 				return nil, err
 			}
@@ -236,9 +243,7 @@ func (t *Transport) provisionGrants(ctx caddy.Context, provider tokenprovider.Pr
 	if err != nil {
 		return fmt.Errorf("egress %s: %w", base, err)
 	}
-	for _, w := range checkGrants(t.Grants, t.Allow, t.api, provider.Grant().Scopes) {
-		t.logger.Warn(w.message, append(w.fields, zap.String("credential", base))...)
-	}
+	t.warnOfRoute(base, checkGrants(t.Grants, t.Allow, t.api, provider.Grant().Scopes))
 	t.guard.grant(all, t.RouteOptions)
 	return nil
 }

@@ -37,7 +37,9 @@ type Provider interface {
 	Grant() Grant
 
 	// WithScopes returns a provider that differs in the scopes it asks for only,
-	// or an error that names the scope this API cannot have.
+	// or an error that names the scope this API cannot have. Without any it is an
+	// error where the API needs one: the scopes of the configuration may be left
+	// out there all the same, if others are given before a token is asked for.
 	WithScopes(scopes []string) (Provider, error)
 
 	// Secrets returns the secrets of the credential as they are now. They may

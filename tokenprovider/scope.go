@@ -5,6 +5,13 @@ import (
 	"slices"
 )
 
+// ScopeChecker is a Provider of an API whose scopes are known.
+type ScopeChecker interface {
+	// UnknownScopes returns a warning for each scope the provider asks for that the
+	// API does not document, without the name of the credential.
+	UnknownScopes() []string
+}
+
 // CheckScopes returns an *OptionError that names the first scope which RFC 6749 §3.3
 // does not allow: a scope is visible ASCII without spaces, quotes and backslashes.
 func CheckScopes(scopes []string) error {

@@ -10,8 +10,6 @@ import (
 	"net/url"
 	"strings"
 
-	"go.uber.org/zap"
-
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
@@ -126,7 +124,8 @@ type Provider struct {
 	// Scopes to ask for, such as `api` for all of the server side, or
 	// `vouchers` and `validations`. A scope that is not documented for v1 is
 	// warned about and sent as it is. With v2, permissions of roles such as
-	// `vouchers.read`. Required.
+	// `vouchers.read`. Required, unless each route or grant that uses the credential
+	// names scopes of its own.
 	Scopes []string `json:"scopes,omitempty"`
 
 	// Region that the project lives in: `eu` (https://api.voucherify.io), `us`
@@ -159,7 +158,7 @@ func (Provider) CaddyModule() caddy.ModuleInfo {
 }
 
 // Provision resolves the placeholders, so that a credential without a value
-// fails when the config is loaded, and warns about scopes that are not known.
+// fails when the config is loaded.
 func (p *Provider) Provision(ctx caddy.Context) error {
 	if err := p.Validate(); err != nil {
 		return err
@@ -173,9 +172,6 @@ func (p *Provider) Provision(ctx caddy.Context) error {
 			return err
 		}
 	}
-	for _, warning := range p.UnknownScopes() {
-		ctx.Logger().Warn(warning, zap.Strings("scopes", p.Scopes))
-	}
 	return nil
 }
 
@@ -183,9 +179,6 @@ func (p *Provider) Provision(ctx caddy.Context) error {
 func (p *Provider) Validate() error {
 	if err := p.key().Validate(); err != nil {
 		return err
-	}
-	if len(p.Scopes) == 0 {
-		return errors.New("scopes is required; api stands for the whole server side")
 	}
 	for _, scope := range p.Scopes {
 		if strings.Contains(scope, ",") {
@@ -239,8 +232,15 @@ func (p *Provider) Grant() tokenprovider.Grant {
 	}
 }
 
+// errNoScopes says that a token would have no rights. It is for Token and
+// WithScopes to say: a credential may leave its scopes to routes and grants.
+var errNoScopes = errors.New("scopes is required; api stands for the whole server side")
+
 // WithScopes implements tokenprovider.Provider.
 func (p *Provider) WithScopes(scopes []string) (tokenprovider.Provider, error) {
+	if len(scopes) == 0 {
+		return nil, errNoScopes
+	}
 	other := *p
 	other.Scopes = scopes
 	return &other, other.Validate()
@@ -272,6 +272,9 @@ func (p *Provider) Alternatives() []tokenprovider.Provider {
 
 // Token implements tokenprovider.Provider.
 func (p *Provider) Token(ctx context.Context, client *http.Client) (*tokenprovider.Token, error) {
+	if len(p.Scopes) == 0 {
+		return nil, errNoScopes
+	}
 	form := url.Values{
 		"grant_type": {"client_credentials"},
 		"scope":      {strings.Join(p.Scopes, " ")},
@@ -377,6 +380,7 @@ func (p *Provider) Options() option.Table {
 var (
 	_ tokenprovider.Provider     = (*Provider)(nil)
 	_ tokenprovider.Rotating     = (*Provider)(nil)
+	_ tokenprovider.ScopeChecker = (*Provider)(nil)
 	_ tokenprovider.Revoker      = (*Provider)(nil)
 	_ tokenprovider.Introspector = (*Provider)(nil)
 	_ caddy.Provisioner          = (*Provider)(nil)

@@ -398,6 +398,24 @@ func TestGrant(t *testing.T) {
 	}
 }
 
+// Scopes may be left to routes and grants, but no token is asked for without any.
+func TestNoScopes(t *testing.T) {
+	server := wiretest.Serve(t, wiretest.Granted)
+	p := key(server.URL)
+	p.Scopes = nil
+	wiretest.Provision(t, p)
+	if _, err := p.Token(t.Context(), client); err == nil || err.Error() != "scopes is required; api stands for the whole server side" || len(server.Requests()) != 0 {
+		t.Errorf("got %v after %d requests", err, len(server.Requests()))
+	}
+	scoped, err := p.WithScopes([]string{"vouchers"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := scoped.Token(t.Context(), client); err != nil || !strings.HasSuffix(server.Last(t).Body, "scope=vouchers") {
+		t.Errorf("with scopes: %v", err)
+	}
+}
+
 func TestUnknownScopes(t *testing.T) {
 	p := key("")
 	p.Scopes = []string{"api", "voucher", "zzzzzzzz"}
@@ -422,7 +440,6 @@ func TestValidate(t *testing.T) {
 	}{
 		{func(p *Provider) { p.AppID = nil }, "app_id"},
 		{func(p *Provider) { p.AppToken = nil }, "app_token"},
-		{func(p *Provider) { p.Scopes = nil }, "scopes"},
 		{func(p *Provider) { p.Scopes = []string{"a,b"} }, `scopes: "a,b" holds a comma`},
 		{func(p *Provider) { p.Scopes = []string{"a", "a"} }, `scopes: "a" is given twice`},
 		{func(p *Provider) { p.Region = "EU" }, `region: "EU"`},
@@ -498,7 +515,6 @@ func TestUnmarshalCaddyfileErrors(t *testing.T) {
 		"voucherify {\n project_id a {\n x\n }\n}":   "project_id: takes no block",
 		"voucherify {\n token_url https://a.b/c\n}":  `unknown option "token_url"`,
 
-		"voucherify {\n app_id a\n app_token b\n}":                         "scopes is required",
 		"voucherify {\n app_id a\n app_token b\n scopes a,b\n}":            `scopes: "a,b" holds a comma`,
 		"voucherify https://x/v1 {\n app_id a\n app_token b\n scopes c\n}": "api_url: ",
 		"voucherify {\n app_id a\n app_token b\n scopes c\n region xx\n}":  `region: "xx"`,
