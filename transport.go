@@ -216,7 +216,7 @@ func (t *Transport) provisionGrants(ctx caddy.Context, provider tokenprovider.Pr
 		return errNoGrants
 	}
 	// scopes are those of the credential with others, not those of the route with others
-	base, baseProvider := inlineName(provider), provider
+	base, baseProvider := inlineName(t.Credential, provider), provider
 	if t.CredentialName != "" {
 		base, baseProvider = t.CredentialName, t.app.named[t.CredentialName]
 	}
