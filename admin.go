@@ -60,9 +60,11 @@ type CredentialStatus struct {
 	State           string           `json:"state"`                    // fresh, refreshing, stale, expired, refused or idle
 	Issued          time.Time        `json:"issued,omitzero"`
 	Expires         time.Time        `json:"expires,omitzero"`
-	TokenFrom       string           `json:"token_from,omitempty"`  // own or shared: who obtained it; absent without a token
-	NextAttempt     time.Time        `json:"next_attempt,omitzero"` // absent: when a request needs a token
-	LastError       *CredentialError `json:"last_error,omitempty"`  // absent if the last token request succeeded
+	TokenFrom       string           `json:"token_from,omitempty"`    // own or shared: who obtained it; absent without a token
+	SecretInUse     int              `json:"secret_in_use,omitempty"` // which value of the secret the token was obtained with, from 1; absent without a token, and as the next where the secret has one value
+	SecretValues    int              `json:"secret_values,omitempty"` // how many values the secret has in the config
+	NextAttempt     time.Time        `json:"next_attempt,omitzero"`   // absent: when a request needs a token
+	LastError       *CredentialError `json:"last_error,omitempty"`    // absent if the last token request succeeded
 	TokenRequests   int64            `json:"token_requests"`
 	TokenFailures   int64            `json:"token_failures"`
 	Remaining       *int64           `json:"rate_limit_remaining,omitempty"` // absent where the API does not say
@@ -102,6 +104,8 @@ func (c *activeCredential) status() CredentialStatus {
 		State:           string(status.Phase),
 		Issued:          status.Issued,
 		Expires:         status.Expires,
+		SecretInUse:     status.SecretInUse,
+		SecretValues:    status.SecretValues,
 		NextAttempt:     status.Next,
 		TokenRequests:   status.Requests,
 		TokenFailures:   status.Failures,

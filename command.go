@@ -174,21 +174,31 @@ func writeStatus(w io.Writer, all []CredentialStatus, now time.Time) error {
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	store := all[0].Store
-	from := func(text string) string { // a column of its own where tokens are shared
-		if store == nil {
+	rotated := slices.ContainsFunc(all, func(c CredentialStatus) bool { return c.SecretValues > 0 })
+	columnIf := func(shown bool, text string) string {
+		if !shown {
 			return ""
 		}
 		return text + "\t"
 	}
-	fmt.Fprintf(table, "CREDENTIAL\tPROVIDER\tSTATE\tEXPIRES\t%sDETAILS\n", from("FROM"))
+	fmt.Fprintf(table, "CREDENTIAL\tPROVIDER\tSTATE\tEXPIRES\t%s%sDETAILS\n", columnIf(store != nil, "FROM"), columnIf(rotated, "SECRET"))
 	for _, c := range all {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s%s\n", c.Credential, c.Provider, c.State, until(c.Expires, now), from(dash(c.TokenFrom)), c.details(now))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s%s%s\n", c.Credential, c.Provider, c.State, until(c.Expires, now),
+			columnIf(store != nil, dash(c.TokenFrom)), columnIf(rotated, c.secret()), c.details(now))
 	}
 	if err := table.Flush(); err != nil || store == nil {
 		return err
 	}
 	_, err := fmt.Fprintf(w, "\nTokens are shared in %s: %s\n", store.Storage, store.details(now))
 	return err
+}
+
+// secret says which value of the secret is in use.
+func (c CredentialStatus) secret() string {
+	if c.SecretInUse == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%d of %d", c.SecretInUse, c.SecretValues)
 }
 
 // details says how the storage is doing, and since when.

@@ -179,21 +179,21 @@ func scopedName(credential string, provider tokenprovider.Provider) string {
 // Where each tenant has a credential of its own, that of a route stands for all of
 // them and has no source.
 type activeCredential struct {
-	called      string
-	source      *tokensource.Source
-	state       *tokensource.State
-	metrics     *credentialMetrics
-	rateLimit   *rateLimit
-	quota       *quota
-	lastSent    atomic.Pointer[tokensource.Token]
-	sends       bool // routes send its tokens, which are fetched before they are needed
-	identity    string
-	fingerprint [32]byte          // of the secrets
-	options     Credential        // the provider aside
-	store       *tokenstore.Store // nil: the token is not shared
-	tokenURL    string            // with {tenant} in it, if that is configured
-	tenants     *tenants          // nil: it has none
-	tenant      string            // whose credential it is; empty: it is not that of a tenant
+	called       string
+	source       *tokensource.Source
+	state        *tokensource.State
+	metrics      *credentialMetrics
+	rateLimit    *rateLimit
+	quota        *quota
+	lastSent     atomic.Pointer[tokensource.Token]
+	sends        bool // routes send its tokens, which are fetched before they are needed
+	identity     string
+	fingerprints [][32]byte        // of the values of the secret
+	options      Credential        // the provider aside
+	store        *tokenstore.Store // nil: the token is not shared
+	tokenURL     string            // with {tenant} in it, if that is configured
+	tenants      *tenants          // nil: it has none
+	tenant       string            // whose credential it is; empty: it is not that of a tenant
 }
 
 // name returns the credential's name.
@@ -218,6 +218,7 @@ func (c *activeCredential) start() {
 		c.tenants.start()
 	default:
 		c.source.Start()
+		c.metrics.noteSecretInUse(c.source) // a token may be there from an earlier config
 	}
 }
 

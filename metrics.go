@@ -65,6 +65,10 @@ var (
 		Namespace: "caddy", Subsystem: "egress", Name: "token_last_success_timestamp_seconds",
 		Help: "When a token was last obtained, by this instance or one that shares its tokens.",
 	}, credentialLabels)
+	secretInUse = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: "caddy", Subsystem: "egress", Name: "secret_in_use",
+		Help: "Which value of the secret the last token was obtained with: 1 for the first. Only where a secret has several values.",
+	}, credentialLabels)
 	unauthorizedTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "egress", Name: "upstream_unauthorized_total",
 		Help: "Answers of 401 by the API, by what became of them.",
@@ -90,7 +94,7 @@ func registerMetrics(registry *prometheus.Registry) error {
 	}
 	for _, c := range []prometheus.Collector{
 		requestsTotal, callerRequestsTotal, localTokensTotal, tokenRequestsTotal, tokenRequestSeconds, tokenWaitSeconds, tokenExpiry,
-		tokenLastSuccess, unauthorizedTotal, storeOperationsTotal, rateLimitedTotal, rateLimitRemaining,
+		tokenLastSuccess, secretInUse, unauthorizedTotal, storeOperationsTotal, rateLimitedTotal, rateLimitRemaining,
 	} {
 		var registered prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &registered) {
@@ -234,6 +238,9 @@ func (m *credentialMetrics) tokenRequest(endpoint string, r tokensource.Outcome)
 	if r.Unanswered > 0 {
 		m.tokenRequests(r.Trigger, string(tokenprovider.Transient)).Add(float64(r.Unanswered))
 	}
+	if r.Refused > 0 { // another value of the secret was tried after each
+		m.tokenRequests(r.Trigger, string(tokenprovider.Refused)).Add(float64(r.Refused))
+	}
 	tokenRequestSeconds.WithLabelValues(m.labels[1], endpoint).Observe(r.Took.Seconds())
 }
 
@@ -245,6 +252,23 @@ func (m *credentialMetrics) whileConfigured(f func()) {
 	if !m.gone {
 		f()
 	}
+}
+
+// noteSecretInUse sets the gauge to the number of the value of the secret that the
+// token of s was obtained with. There is none where the secret has one value, or
+// each tenant one of its own.
+func (m *credentialMetrics) noteSecretInUse(s *tokensource.Source) {
+	if m.ofTenants {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	number := s.Status().SecretInUse // read with mu held: what is set last is right
+	if number == 0 || m.gone {
+		secretInUse.DeleteLabelValues(m.labels...)
+		return
+	}
+	secretInUse.WithLabelValues(m.labels...).Set(float64(number))
 }
 
 func seconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
@@ -273,6 +297,7 @@ func (m *credentialMetrics) Destruct() error {
 	m.gone = true
 	tokenExpiry.DeleteLabelValues(m.labels...)
 	tokenLastSuccess.DeleteLabelValues(m.labels...)
+	secretInUse.DeleteLabelValues(m.labels...)
 	rateLimitRemaining.DeleteLabelValues(m.labels...)
 	return nil
 }

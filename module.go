@@ -234,12 +234,11 @@ func (a *App) use(name string, provider tokenprovider.Provider, options Credenti
 		return a.useTenants(name, provider, options)
 	}
 	options.ProviderRaw = nil
-	secrets, err := provider.Secrets()
+	fingerprints, err := tokensource.Fingerprints(provider)
 	if err != nil {
 		return nil, err
 	}
 	identity := provider.Grant().Identity()
-	fingerprint := tokensource.Fingerprint(secrets)
 
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -247,7 +246,7 @@ func (a *App) use(name string, provider tokenprovider.Provider, options Credenti
 	switch {
 	case ok && used.identity != identity:
 		return nil, fmt.Errorf("credential %s: the name stands for two credentials; give each its own", name)
-	case ok && used.fingerprint != fingerprint:
+	case ok && !slices.Equal(used.fingerprints, fingerprints):
 		return nil, fmt.Errorf("credential %s: is given twice with different secrets", name)
 	}
 	// all of one identity have the same options and secrets, so any of them will do
@@ -255,14 +254,14 @@ func (a *App) use(name string, provider tokenprovider.Provider, options Credenti
 	case same == nil:
 	case !reflect.DeepEqual(same.options, options):
 		return nil, fmt.Errorf("credential %s: is also given as %s, with another refresh_before, token_timeout, token_ca or revoke_on_stop; name it once and refer to it", name, same.name())
-	case same.fingerprint != fingerprint:
+	case !slices.Equal(same.fingerprints, fingerprints):
 		return nil, fmt.Errorf("credential %s: is also given as %s, with another secret; name it once and refer to it", name, same.name())
 	}
 	if ok {
 		return used, nil
 	}
 
-	c := &activeCredential{identity: identity, fingerprint: fingerprint, options: options, store: a.store}
+	c := &activeCredential{identity: identity, fingerprints: fingerprints, options: options, store: a.store}
 	c.tokenURL = provider.Grant().TokenURL
 	var release func() error
 	c.metrics, release = acquireMetrics(name, provider.Grant().Provider, false)
@@ -315,7 +314,7 @@ func (a *App) activate(c *activeCredential, name string, provider tokenprovider.
 		Client:        client,
 		State:         c.state,
 		Shared:        a.shared(name, c.identity),
-		Fingerprint:   c.fingerprint,
+		Fingerprints:  c.fingerprints,
 		Refresher:     a.refresher,
 		Endpoint:      endpoint,
 		RefreshBefore: time.Duration(c.options.RefreshBefore),
@@ -323,6 +322,9 @@ func (a *App) activate(c *activeCredential, name string, provider tokenprovider.
 		RevokeOnStop:  c.options.RevokeOnStop,
 		OnOutcome: func(r tokensource.Outcome) {
 			c.metrics.tokenRequest(c.tokenURL, r)
+			if r.Token != nil {
+				c.metrics.noteSecretInUse(c.source)
+			}
 			a.emitOutcome(c, r)
 		},
 		Logger: a.logger,

@@ -200,12 +200,12 @@ func (ts *tenants) activate(t *tenant) error {
 	if provider, err = provider.WithScopes(scopes); err != nil {
 		return err
 	}
-	secrets, err := provider.Secrets()
+	fingerprints, err := tokensource.Fingerprints(provider)
 	if err != nil {
 		return err
 	}
 	c := &activeCredential{tenant: t.name, tenants: ts, options: credential, store: ts.family.store, metrics: ts.family.metrics, tokenURL: ts.family.tokenURL}
-	c.identity, c.fingerprint = c.identityOf(provider.Grant()), tokensource.Fingerprint(secrets)
+	c.identity, c.fingerprints = c.identityOf(provider.Grant()), fingerprints
 	if t.token, t.rest, err = ts.app.activate(c, ts.family.name()+"/"+t.name, provider); err != nil {
 		return err
 	}

@@ -76,10 +76,10 @@ func (f *fleet) start() *instance {
 	i := &instance{fleet: f, stopped: make(chan struct{})}
 	i.secret.Store(&simSecret)
 	provider := simProvider{f.server, i}
-	secrets, _ := provider.Secrets()
+	fingerprints, _ := tokensource.Fingerprints(provider)
 	options := tokensource.Options{
 		Name: "fleet", Provider: provider, State: tokensource.NewState(),
-		Fingerprint: tokensource.Fingerprint(secrets), Logger: zap.NewNop(),
+		Fingerprints: fingerprints, Logger: zap.NewNop(),
 	}
 	if f.storage != nil {
 		i.store = tokenstore.New(tokenstore.Options{Storage: storageOf{f.storage, i}, Name: "simulated", Logger: zap.NewNop()})

@@ -219,7 +219,7 @@ func (f *fleet) checkEntries(names []string, most int) {
 func (f *fleet) storedToken(credential string) string {
 	f.t.Helper()
 	store := tokenstore.New(tokenstore.Options{Storage: f.storage, Name: "storage", Logger: zap.NewNop()})
-	secrets := []tokenprovider.Secret{tokenprovider.NewSecret(egresstest.Secret)}
+	secrets := [][]tokenprovider.Secret{{tokenprovider.NewSecret(egresstest.Secret)}}
 	stored, err := store.Credential(credential, f.issuer.Identity(credential)).Load(f.t.Context(), secrets)
 	if err != nil || stored == nil {
 		return ""

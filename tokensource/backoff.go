@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
@@ -53,15 +54,15 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // failure is what a failed token request leaves behind.
 type failure struct {
-	err         error
-	class       tokenprovider.Class
-	count       int       // failures in a row
-	since       time.Time // of the first of them
-	until       time.Time // the next token request is due
-	ifWanted    time.Time // it is due then already if requests fail for lack of a token
-	notBefore   time.Time // the server does not want it any sooner
-	fingerprint [32]byte  // of the secrets that were refused
-	checked     time.Time // the secrets were last compared with them
+	err          error
+	class        tokenprovider.Class
+	count        int        // failures in a row
+	since        time.Time  // of the first of them
+	until        time.Time  // the next token request is due
+	ifWanted     time.Time  // it is due then already if requests fail for lack of a token
+	notBefore    time.Time  // the server does not want it any sooner
+	fingerprints [][32]byte // of the values that the secret had
+	checked      time.Time  // its values were last compared with them
 }
 
 // newFailure returns the failure that err is, given the one before it.
@@ -151,8 +152,8 @@ const (
 	budgetEvery = time.Second
 )
 
-// forgetRefusal ends the wait after a refusal if the secrets are others by now
-// than those that were refused. It looks at most every secretCheck.
+// forgetRefusal ends the wait after a refusal if the secret has a value by now that
+// it did not have. It looks at most every secretCheck.
 func (s *Source) forgetRefusal(ctx context.Context) {
 	st := s.state
 	now := time.Now()
@@ -169,8 +170,8 @@ func (s *Source) forgetRefusal(ctx context.Context) {
 
 	ctx, cancel := context.WithTimeout(ctx, rememberedWait)
 	defer cancel()
-	secrets, err := s.secrets(ctx)
-	if err != nil || Fingerprint(secrets) == f.fingerprint {
+	values, _ := s.read(ctx)
+	if !slices.ContainsFunc(values, func(a alternative) bool { return !slices.Contains(f.fingerprints, a.fingerprint) }) {
 		return
 	}
 	st.mu.Lock()

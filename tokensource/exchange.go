@@ -18,17 +18,18 @@ const (
 	// lastMoment is how long attempts have to say how they failed once their time
 	// is up.
 	lastMoment = 100 * time.Millisecond
-
-	// maxReading bounds how many reads of the secrets are under way: each that
-	// hangs has a goroutine.
-	maxReading = 4
 )
 
 // attempt is what came of sending a token request.
 type attempt struct {
-	token   *tokenprovider.Token
-	secrets []tokenprovider.Secret // it was made with; nil if they could not be read
-	err     error
+	token *tokenprovider.Token
+	used  alternative // what it was obtained with
+	err   error
+
+	read       []alternative // all values of the secret that could be read
+	unreadable error         // why the first of the others could not
+	refused    int           // the number of the first that the server has refused
+	refusal    error         // how
 }
 
 // exchange makes the token request, and reports how often it was sent again for
@@ -39,7 +40,7 @@ func (s *Source) exchange(r *tokenRequest) (a attempt, unanswered int) {
 	defer cancel()
 	answers := make(chan attempt, maxAttempts)
 	send := func() {
-		answers <- s.attempt(ctx)
+		answers <- s.attempt(ctx, r)
 		s.opts.Endpoint.release()
 	}
 	go send()
@@ -84,13 +85,15 @@ func (s *Source) maySendAgain(r *tokenRequest) bool {
 	return true
 }
 
-// attempt sends the token request once.
-func (s *Source) attempt(ctx context.Context) (a attempt) {
+// attempt sends the token request once, or once with each value of the secret until
+// the server knows one.
+func (s *Source) attempt(ctx context.Context, r *tokenRequest) (a attempt) {
 	defer func() { s.recovered(&a.err, recover()) }()
-	if a.secrets, a.err = s.secrets(ctx); a.err != nil {
+	if a.read, a.unreadable = s.read(ctx); len(a.read) == 0 {
+		a.err = a.unreadable
 		return a
 	}
-	a.token, a.err = s.opts.Provider.Token(ctx, s.opts.Client)
+	s.try(ctx, r, &a)
 	return a
 }
 
@@ -102,35 +105,3 @@ func (s *Source) recovered(err *error, p any) {
 		*err = &tokenprovider.Error{Class: tokenprovider.Transient, Reason: "internal error, see the log"}
 	}
 }
-
-// secrets reads the secrets, until ctx ends: they may be in files, and a file can
-// hang.
-func (s *Source) secrets(ctx context.Context) ([]tokenprovider.Secret, error) {
-	if s.state.reading.Add(1) > maxReading {
-		s.state.reading.Add(-1)
-		return nil, errReading
-	}
-	type result struct {
-		secrets []tokenprovider.Secret
-		err     error
-	}
-	done := make(chan result, 1)
-	go func() {
-		var r result
-		defer func() {
-			s.recovered(&r.err, recover())
-			s.state.reading.Add(-1)
-			done <- r
-		}()
-		r.secrets, r.err = s.opts.Provider.Secrets()
-	}()
-	select {
-	case r := <-done:
-		return r.secrets, r.err
-	case <-ctx.Done():
-		return nil, errReading
-	}
-}
-
-// errReading says that secrets cannot be read in time.
-var errReading = errors.New("reading the secret takes too long: its file is on a file system that does not answer, or is not a plain file")

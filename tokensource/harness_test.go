@@ -124,12 +124,10 @@ func (i *issuer) at(n int) time.Time {
 func newSource(t *testing.T, i *issuer, options ...func(*tokensource.Options)) *tokensource.Source {
 	t.Helper()
 	o := tokensource.Options{Name: "test", Provider: i, State: tokensource.NewState(), Logger: zap.NewNop()}
-	if secrets, err := i.Secrets(); err == nil {
-		o.Fingerprint = tokensource.Fingerprint(secrets)
-	}
 	for _, option := range options {
 		option(&o)
 	}
+	o.Fingerprints, _ = tokensource.Fingerprints(o.Provider)
 	s := tokensource.New(o)
 	t.Cleanup(func() {
 		s.Stop()

@@ -66,6 +66,36 @@ func (l *logger) obtained(r *tokenRequest, t *tokenprovider.Token, asked []strin
 	}
 }
 
+// secretInUse is a value of the secret that a token was obtained with.
+type secretInUse struct {
+	number      int
+	fingerprint [32]byte
+}
+
+// logSecretInUse logs which value of the secret is in use, once that has changed. mu
+// is held.
+func (s *Source) logSecretInUse(a attempt) {
+	st := s.state
+	before := st.told
+	st.told = secretInUse{a.used.number, a.used.fingerprint}
+	if st.told == before {
+		return
+	}
+	fields := []zap.Field{zap.Int("secret_in_use", a.used.number), zap.Int("secret_values", len(s.providers))}
+	switch {
+	case a.used.number == 1 && len(a.read) > 1:
+		s.log.named().Info("the first value of the secret works; the others are not needed any more and can be deleted", fields...)
+	case a.used.number == 1 && before.number > 1:
+		s.log.named().Info("the first value of the secret works", fields...)
+	case a.used.number > 1 && a.read[0].number == 1:
+		s.log.named().Warn("the first value of the secret is refused; another one is in use", append(fields, zap.Error(a.refusal),
+			zap.String("advice", "a new value that is not active yet is tried again once an hour, and by the command refresh; otherwise correct it before the other one is deleted"))...)
+	case a.used.number > 1:
+		s.log.named().Warn("the first value of the secret cannot be read; another one is in use", append(fields, zap.Error(a.unreadable),
+			zap.String("advice", tokenprovider.Advice(a.unreadable)))...)
+	}
+}
+
 // tookOver logs that a token of another instance is in use now.
 func (l *logger) tookOver(t *Token, before *failure, now time.Time) {
 	l.failing = nil

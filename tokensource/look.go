@@ -3,6 +3,7 @@ package tokensource
 import (
 	"context"
 	"crypto/sha256"
+	"slices"
 	"time"
 
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
@@ -43,12 +44,12 @@ func (st *State) noticeUse() {
 // revoked.
 func (s *Source) look(ctx context.Context) {
 	s.tellRevoked(ctx)
-	secrets, err := s.secrets(ctx)
-	if err != nil {
+	values, _ := s.read(ctx)
+	if len(values) == 0 {
 		return
 	}
-	if found, err := s.opts.Shared.Load(ctx, secrets); err == nil {
-		s.takeOver(nil, found, secrets)
+	if found, err := s.opts.Shared.Load(ctx, secretsOf(values)); err == nil {
+		s.takeOver(nil, found, values)
 	}
 }
 
@@ -83,9 +84,14 @@ func (s *Source) tellRevoked(ctx context.Context) {
 	if t == nil {
 		return
 	}
-	secrets, err := s.secrets(ctx)
-	if err != nil || s.opts.Shared.Store(ctx, secrets, SharedToken{Token: t.Token, Revoked: true}) != nil {
+	values, _ := s.read(ctx)
+	if len(values) == 0 {
 		return // the next time, then
+	}
+	// sealed as the token was: whoever uses it can read that
+	sealing := values[max(0, slices.IndexFunc(values, func(a alternative) bool { return a.fingerprint == t.fingerprint }))]
+	if s.opts.Shared.Store(ctx, sealing.secrets, SharedToken{Token: t.Token, Revoked: true}) != nil {
+		return
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()

@@ -34,8 +34,10 @@ func (s *Source) start() {
 	default:
 		st.failure = st.failure.startOver(now)
 	}
-	if st.current.Load().live() && st.fingerprint != s.opts.Fingerprint {
-		st.renew = s
+	if st.current.Load().live() {
+		if st.inUse = s.numberOf(st.fingerprint); st.inUse == 0 {
+			st.renew = s
+		}
 	}
 	st.lastUse = now
 	if before := st.newest(nil); before != nil {
@@ -77,7 +79,10 @@ func (s *Source) stop() (last bool) {
 		st.renew = nil
 	}
 	s.opts.Refresher.remove(s)
-	if len(st.started) > 0 {
+	if n := len(st.started); n > 0 {
+		if i == n { // a config that was given up again
+			st.inUse = st.newest(nil).numberOf(st.fingerprint)
+		}
 		st.reschedule()
 		return false
 	}

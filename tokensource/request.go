@@ -2,6 +2,7 @@ package tokensource
 
 import (
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
@@ -28,6 +29,7 @@ type Outcome struct {
 	Live       bool                 // there is a live token all the same
 	Next       time.Duration        // until the next attempt, after a failure
 	Unanswered int                  // how often it was sent again for want of an answer
+	Refused    int                  // how many values of the secret were refused and another tried
 	Shared     bool                 // another instance obtained the token: there was no token request
 }
 
@@ -47,6 +49,7 @@ type tokenRequest struct {
 	unlock func()        // gives up the lock that it is sent under; nil: there is none
 
 	charged bool // to the budget
+	refused int  // how many values of the secret were refused and another tried. mu of the state is held
 
 	done    chan struct{} // closed once either of token and failure is set
 	token   *Token
@@ -125,34 +128,37 @@ func (s *Source) giveUp(r *tokenRequest) {
 	s.state.mu.Lock()
 	s.state.budget.refund()
 	s.state.mu.Unlock()
-	err := &tokenprovider.Error{Class: tokenprovider.Transient, Reason: "the budget of token requests is used up"}
-	s.finish(r, Outcome{Err: err}, nil)
+	s.finish(r, Outcome{Err: errBudget}, attempt{})
 }
+
+// errBudget says that a token request was not sent for lack of budget.
+var errBudget = &tokenprovider.Error{Class: tokenprovider.Transient, Reason: "the budget of token requests is used up"}
 
 // run makes the token request, with a place at the endpoint, and shares its
 // outcome.
 func (s *Source) run(r *tokenRequest) {
 	sent := time.Now()
 	a, unanswered := s.exchange(r)
-	s.finish(r, Outcome{Took: time.Since(sent), Token: a.token, Err: a.err, Unanswered: unanswered}, a.secrets)
+	s.finish(r, Outcome{Took: time.Since(sent), Token: a.token, Err: a.err, Unanswered: unanswered}, a)
 }
 
 // finish shares the outcome of r with all who wait for it, and with other instances.
-func (s *Source) finish(r *tokenRequest, outcome Outcome, secrets []tokenprovider.Secret) {
+func (s *Source) finish(r *tokenRequest, outcome Outcome, a attempt) {
 	st := s.state
 	now := time.Now()
 	outcome.Trigger = r.trigger
 
 	st.mu.Lock()
-	st.requests += int64(1 + outcome.Unanswered)
-	st.failures += int64(outcome.Unanswered)
+	outcome.Refused = r.refused
+	st.requests += int64(1 + outcome.Unanswered + outcome.Refused)
+	st.failures += int64(outcome.Unanswered + outcome.Refused)
 	if outcome.Err != nil {
-		s.failed(r, now, outcome.Err, secrets)
+		s.failed(r, now, outcome.Err, a.read)
 		st.failures++
 		outcome.Class, outcome.Next = r.failure.class, r.failure.until.Sub(now)
 		outcome.Live = st.current.Load().live()
 	} else {
-		s.obtained(r, now, outcome.Token, secrets)
+		s.obtained(r, now, a)
 	}
 	st.request = nil
 	st.reschedule()
@@ -168,7 +174,7 @@ func (s *Source) finish(r *tokenRequest, outcome Outcome, secrets []tokenprovide
 		s.opts.OnOutcome(outcome)
 	}
 	if shares {
-		sharer.share(r.token, secrets)
+		sharer.share(r.token, a.used.secrets)
 	}
 	if r.unlock != nil {
 		r.unlock()
@@ -176,22 +182,25 @@ func (s *Source) finish(r *tokenRequest, outcome Outcome, secrets []tokenprovide
 }
 
 // obtained puts the token that r has obtained into use. mu is held.
-func (s *Source) obtained(r *tokenRequest, now time.Time, issued *tokenprovider.Token, secrets []tokenprovider.Secret) {
+func (s *Source) obtained(r *tokenRequest, now time.Time, a attempt) {
 	st := s.state
-	s.log.obtained(r, issued, s.opts.Provider.Grant().Scopes, st.failure, now)
+	s.log.obtained(r, a.token, s.opts.Provider.Grant().Scopes, st.failure, now)
+	if len(s.providers) > 1 {
+		s.logSecretInUse(a)
+	}
 	st.tokens++
-	r.token = newToken(issued, st.tokens, rand.Float64()) //nolint:gosec // no secret
-	s.use(r.token, Fingerprint(secrets), now)
+	r.token = newToken(a.token, st.tokens, rand.Float64()) //nolint:gosec // no secret
+	s.use(r.token, a.used, now)
 }
 
-// use puts t into use, which was obtained with the secrets of that fingerprint. mu
-// is held.
-func (s *Source) use(t *Token, fingerprint [32]byte, now time.Time) {
+// use puts t into use, which was obtained with that value of the secret. mu is held.
+func (s *Source) use(t *Token, value alternative, now time.Time) {
 	st := s.state
-	st.failure, st.fingerprint = nil, fingerprint
+	st.failure, st.fingerprint, st.inUse = nil, value.fingerprint, value.number
+	t.fingerprint = value.fingerprint
 	if newest := st.newest(s); newest == s {
 		st.renew = nil
-	} else if fingerprint != newest.opts.Fingerprint {
+	} else if st.inUse = newest.numberOf(value.fingerprint); st.inUse == 0 {
 		st.renew = newest
 	}
 	st.lifetime = t.Expires.Sub(t.Issued)
@@ -200,13 +209,16 @@ func (s *Source) use(t *Token, fingerprint [32]byte, now time.Time) {
 }
 
 // failed notes that r has failed. mu is held.
-func (s *Source) failed(r *tokenRequest, now time.Time, err error, secrets []tokenprovider.Secret) {
+func (s *Source) failed(r *tokenRequest, now time.Time, err error, values []alternative) {
 	st := s.state
 	before := st.failure
 	f := newFailure(before, err, now, s.opts.Provider.API().RateLimitWait)
-	f.fingerprint, f.checked = Fingerprint(secrets), now
-	if f.class == tokenprovider.Refused && f.fingerprint == st.fingerprint && now.Sub(f.since) < refusedDoubt {
-		f.ifWanted = now.Add(transientWanted) // these secrets were good: it may be the server's fault
+	f.checked = now
+	for _, a := range values {
+		f.fingerprints = append(f.fingerprints, a.fingerprint)
+	}
+	if f.class == tokenprovider.Refused && slices.Contains(f.fingerprints, st.fingerprint) && now.Sub(f.since) < refusedDoubt {
+		f.ifWanted = now.Add(transientWanted) // one of these was good: it may be the server's fault
 	}
 	r.failure, st.failure = f, f
 

@@ -16,9 +16,10 @@ type Shared interface {
 	// Place tells storages apart.
 	Place() string
 
-	// Load returns what is stored. It returns nil if that is nothing, or nothing
-	// that can be used; the error says that it cannot be known.
-	Load(ctx context.Context, secrets []tokenprovider.Secret) (*SharedToken, error)
+	// Load returns what is stored, if one of the alternatives can read it: the secrets
+	// of each value that is at hand. It returns nil if that is nothing, or nothing that
+	// can be used; the error says that it cannot be known.
+	Load(ctx context.Context, alternatives [][]tokenprovider.Secret) (*SharedToken, error)
 
 	// Store replaces what is stored by t, which nobody can read without the secrets.
 	Store(ctx context.Context, secrets []tokenprovider.Secret, t SharedToken) error
@@ -32,7 +33,7 @@ type Shared interface {
 	// Join notes that this instance uses t, until Leave. Leave reports whether no
 	// other instance does, as far as can be known; then t is no longer stored.
 	Join(ctx context.Context, t tokenprovider.Token)
-	Leave(ctx context.Context, secrets []tokenprovider.Secret, t tokenprovider.Token) (last bool)
+	Leave(ctx context.Context, alternatives [][]tokenprovider.Secret, t tokenprovider.Token) (last bool)
 }
 
 // SharedToken is a token as it is stored.
@@ -41,6 +42,9 @@ type SharedToken struct {
 
 	// Revoked says that the token is dead, and stored for others to learn that.
 	Revoked bool
+
+	// Alternative is the index of the secrets that it could be read with.
+	Alternative int
 }
 
 // Lock is what instances agree with on who makes a token request.
@@ -86,20 +90,20 @@ func (s *Source) consult(r *tokenRequest) {
 	reading, cancel := context.WithTimeout(ctx, s.opts.TokenTimeout)
 	defer cancel()
 	s.tellRevoked(reading)
-	secrets, err := s.secrets(reading)
-	if err != nil {
+	values, _ := s.read(reading)
+	if len(values) == 0 {
 		s.sendConsulted(r, nil) // the request fails for the same reason, and says so
 		return
 	}
-	found, err := s.opts.Shared.Load(ctx, secrets)
-	if s.takeOver(r, found, secrets) {
+	found, err := s.opts.Shared.Load(ctx, secretsOf(values))
+	if s.takeOver(r, found, values) {
 		return
 	}
 	if err != nil {
 		s.sendConsulted(r, nil)
 		return
 	}
-	s.sendConsulted(r, s.awaitTurn(ctx, r, secrets))
+	s.sendConsulted(r, s.awaitTurn(ctx, r, values))
 }
 
 // untilImpatient returns a context that ends some time after a client has begun
@@ -142,7 +146,7 @@ func (s *Source) sendConsulted(r *tokenRequest, unlock func()) {
 // awaitTurn waits until it is for this instance to send r, and returns what gives
 // up the lock that says so; nil: there is none, and r is sent all the same. If
 // another instance obtains a token meanwhile, r ends with that.
-func (s *Source) awaitTurn(ctx context.Context, r *tokenRequest, secrets []tokenprovider.Secret) (unlock func()) {
+func (s *Source) awaitTurn(ctx context.Context, r *tokenRequest, values []alternative) (unlock func()) {
 	turn, all := s.turns()
 	ctx, cancel := context.WithTimeout(ctx, all)
 	defer cancel() // a lock that is got later is given up at once
@@ -159,7 +163,7 @@ func (s *Source) awaitTurn(ctx context.Context, r *tokenRequest, secrets []token
 				refused++
 				continue
 			}
-			if s.lookFor(ctx, r, secrets) { // whoever had the lock before obtained a token
+			if s.lookFor(ctx, r, values) { // whoever had the lock before obtained a token
 				unlock()
 				return nil
 			}
@@ -167,7 +171,7 @@ func (s *Source) awaitTurn(ctx context.Context, r *tokenRequest, secrets []token
 		case <-second.C:
 			go s.awaitLock(ctx, SecondLock, locks)
 		case <-poll.C:
-			if s.lookFor(ctx, r, secrets) {
+			if s.lookFor(ctx, r, values) {
 				return nil
 			}
 		case <-r.done: // withdrawn
@@ -175,7 +179,7 @@ func (s *Source) awaitTurn(ctx context.Context, r *tokenRequest, secrets []token
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), sharedLastLook)
 			defer cancel()
-			s.lookFor(last, r, secrets)
+			s.lookFor(last, r, values)
 			return nil
 		}
 	}
@@ -184,9 +188,9 @@ func (s *Source) awaitTurn(ctx context.Context, r *tokenRequest, secrets []token
 
 // lookFor ends r with a token that another instance has obtained, and reports
 // whether there is nothing more to be done for r.
-func (s *Source) lookFor(ctx context.Context, r *tokenRequest, secrets []tokenprovider.Secret) (done bool) {
-	found, _ := s.opts.Shared.Load(ctx, secrets)
-	return s.takeOver(r, found, secrets)
+func (s *Source) lookFor(ctx context.Context, r *tokenRequest, values []alternative) (done bool) {
+	found, _ := s.opts.Shared.Load(ctx, secretsOf(values))
+	return s.takeOver(r, found, values)
 }
 
 // awaitLock sends what gives up the lock to locks once it has it, or nil if it
@@ -219,7 +223,7 @@ func (s *Source) turns() (first, all time.Duration) {
 // takeOver puts a token of another instance into use, if it is of more use than
 // ours, and ends r with it; r is nil without a token request. It reports
 // whether there is nothing more to be done for r.
-func (s *Source) takeOver(r *tokenRequest, found *SharedToken, secrets []tokenprovider.Secret) (done bool) {
+func (s *Source) takeOver(r *tokenRequest, found *SharedToken, values []alternative) (done bool) {
 	st := s.state
 	now := time.Now()
 	st.mu.Lock()
@@ -237,7 +241,7 @@ func (s *Source) takeOver(r *tokenRequest, found *SharedToken, secrets []tokenpr
 	t := newToken(&found.Token, st.tokens, rand.Float64()) //nolint:gosec // no secret
 	t.shared, t.place = true, s.opts.Shared.Place()
 	s.log.tookOver(t, st.failure, now)
-	s.use(t, Fingerprint(secrets), now)
+	s.use(t, values[found.Alternative], now)
 	outcome := Outcome{Token: &t.Token, Shared: true}
 	if r != nil {
 		outcome.Trigger = r.trigger
@@ -305,6 +309,6 @@ func (s *Source) leave(t *Token) bool {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()
-	secrets, err := s.secrets(ctx)
-	return err == nil && s.opts.Shared.Leave(ctx, secrets, t.Token)
+	values, _ := s.read(ctx)
+	return len(values) > 0 && s.opts.Shared.Leave(ctx, secretsOf(values), t.Token)
 }

@@ -64,7 +64,7 @@ func (s *storage) wait(ctx context.Context) error {
 
 func (i *instance) Place() string { return i.place }
 
-func (i *instance) Load(ctx context.Context, _ []tokenprovider.Secret) (*tokensource.SharedToken, error) {
+func (i *instance) Load(ctx context.Context, _ [][]tokenprovider.Secret) (*tokensource.SharedToken, error) {
 	if err := i.wait(ctx); err != nil {
 		return nil, err
 	}
@@ -105,7 +105,7 @@ func (i *instance) Join(_ context.Context, t tokenprovider.Token) {
 	i.set(func(s *storage) { s.users[i] = t.Value.Reveal() })
 }
 
-func (i *instance) Leave(_ context.Context, _ []tokenprovider.Secret, t tokenprovider.Token) bool {
+func (i *instance) Leave(_ context.Context, _ [][]tokenprovider.Secret, t tokenprovider.Token) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	delete(i.users, i)

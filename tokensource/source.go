@@ -37,9 +37,10 @@ type Options struct {
 	// State survives the config.
 	State *State
 
-	// Fingerprint is that of the provider's secrets when the config was loaded. A
-	// token that was obtained with others stays in use until it can be replaced.
-	Fingerprint [32]byte
+	// Fingerprints are those of the values that the provider's secret had when the
+	// config was loaded, as the function of that name returns them. A token that was
+	// obtained with another stays in use until it can be replaced.
+	Fingerprints [][32]byte
 
 	// Shared has the token shared with other instances of the gateway. nil: it is
 	// not.
@@ -73,10 +74,11 @@ type Options struct {
 
 // Source hands out the live token of one credential.
 type Source struct {
-	opts     Options
-	state    *State
-	log      logger
-	schedule schedule
+	opts      Options
+	providers []tokenprovider.Provider // one for each value of the secret
+	state     *State
+	log       logger
+	schedule  schedule
 }
 
 // New returns a source. It requests a token when Start is called or a request
@@ -92,10 +94,11 @@ func New(opts Options) *Source {
 		opts.Endpoint = NewEndpoint()
 	}
 	return &Source{
-		opts:     opts,
-		state:    opts.State,
-		log:      logger{logger: opts.Logger, credential: opts.Name, provider: opts.Provider.Grant().Provider},
-		schedule: schedule{index: unscheduled},
+		opts:      opts,
+		providers: tokenprovider.Alternatives(opts.Provider),
+		state:     opts.State,
+		log:       logger{logger: opts.Logger, credential: opts.Name, provider: opts.Provider.Grant().Provider},
+		schedule:  schedule{index: unscheduled},
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"math"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,20 +24,23 @@ type State struct {
 	current atomic.Pointer[Token]
 
 	mu          sync.Mutex
-	request     *tokenRequest // the token request under way, or nil
-	failure     *failure      // of the last token request; nil once one succeeded
-	rejections  rejections    // bound the token requests that 401 answers cause
-	budget      bucket        // bounds all others
-	fingerprint [32]byte      // of the secrets that the token was obtained with
-	renew       *Source       // has other secrets than those: a token request is due
-	lastUse     time.Time     // about when a request last wanted a token
-	lifetime    time.Duration // of the last token; 0 before the first
-	tokens      int64         // how many there were so far
-	requests    int64         // token requests so far
-	failures    int64         // of them failed
-	started     []*Source     // by config: more than one during a reload; the last keeps the token fresh
-	revoke      revokeFunc    // as the last of them had it, once all are stopped
-	left        *Token        // the token then, if others may use it and none does
+	request     *tokenRequest          // the token request under way, or nil
+	failure     *failure               // of the last token request; nil once one succeeded
+	rejections  rejections             // bound the token requests that 401 answers cause
+	budget      bucket                 // bounds all others
+	fingerprint [32]byte               // of the value of the secret that the last token was obtained with
+	inUse       int                    // its number, as the config has it that was loaded last; 0: it is not one of those
+	told        secretInUse            // what was logged of that
+	refusals    map[[32]byte]time.Time // when values of the secret were refused, by fingerprint
+	renew       *Source                // has other secrets than those: a token request is due
+	lastUse     time.Time              // about when a request last wanted a token
+	lifetime    time.Duration          // of the last token; 0 before the first
+	tokens      int64                  // how many there were so far
+	requests    int64                  // token requests so far
+	failures    int64                  // of them failed
+	started     []*Source              // by config: more than one during a reload; the last keeps the token fresh
+	revoke      revokeFunc             // as the last of them had it, once all are stopped
+	left        *Token                 // the token then, if others may use it and none does
 
 	// Where tokens are shared:
 	looking bool              // the stored token is being looked at, or was a moment ago
@@ -44,7 +48,7 @@ type State struct {
 	untold  *Token            // others have not been told of it
 	telling chan struct{}     // has a value while they are
 
-	reading atomic.Int64 // how many reads of the secrets are under way
+	reading map[int]int // how many reads of each value of the secret are under way, by its number
 }
 
 // NewState returns the state of a credential that has no token yet.
@@ -92,12 +96,22 @@ func (st *State) Retire(patience, timeout time.Duration) error {
 
 // revoke returns what is to be done with the token once the state is retired.
 func (s *Source) revoke() revokeFunc {
-	revoker, ok := s.opts.Provider.(tokenprovider.Revoker)
-	if !ok || !s.opts.RevokeOnStop {
+	if _, ok := s.opts.Provider.(tokenprovider.Revoker); !ok || !s.opts.RevokeOnStop {
 		return nil
 	}
-	client := s.opts.Client // and no more: the state outlives the config
+	st, client, providers := s.state, s.opts.Client, s.providers // and no more: the state outlives the config
 	return func(ctx context.Context, token tokenprovider.Secret) error {
+		return st.withSecret(providers, revoking(ctx, client, token))
+	}
+}
+
+// revoking returns what revokes token at a provider.
+func revoking(ctx context.Context, client *http.Client, token tokenprovider.Secret) func(tokenprovider.Provider) error {
+	return func(p tokenprovider.Provider) error {
+		revoker, ok := p.(tokenprovider.Revoker)
+		if !ok {
+			return ErrNotSupported
+		}
 		return revoker.Revoke(ctx, client, token)
 	}
 }
@@ -123,6 +137,8 @@ type Token struct {
 	number int64    // those that came later have greater ones
 	header []string // the value of Authorization
 	jitter float64  // of the refresh, in [0,1)
+
+	fingerprint [32]byte // of the value of the secret that it was obtained with
 
 	shared bool   // another instance has obtained it
 	place  string // where others may find it; empty: they cannot. mu of the state is held

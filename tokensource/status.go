@@ -35,6 +35,10 @@ type Status struct {
 	Requests int64     // token requests so far
 	Failures int64     // of them failed
 	Ready    bool      // there has been a token
+
+	// Which value of the secret the live token was obtained with, from 1, and how many
+	// are configured. Both are 0 unless there are several.
+	SecretInUse, SecretValues int
 }
 
 // Status returns how the credential is doing.
@@ -53,6 +57,12 @@ func (s *Source) Status() Status {
 		status.Failure, status.Class, status.Since, status.Attempts, status.Next = f.err, f.class, f.since, f.count, f.until
 	}
 	live := !status.Expires.IsZero()
+	if n := len(st.newest(s).providers); n > 1 {
+		status.SecretValues = n
+		if live {
+			status.SecretInUse = st.inUse
+		}
+	}
 	switch {
 	case st.request != nil:
 		status.Phase = PhaseRefreshing
@@ -73,13 +83,15 @@ func (s *Source) Status() Status {
 
 // Refresh makes a token request now, whatever failed before, and returns when
 // it has ended. It joins one that is under way. If that fails as well, the waits
-// start over; since when requests fail is not forgotten.
+// start over; since when requests fail is not forgotten. Values of the secret are
+// tried in the order in which they are configured.
 func (s *Source) Refresh(ctx context.Context) error {
 	st := s.state
 	st.mu.Lock()
 	if st.failure != nil {
 		st.failure = st.failure.startOver(time.Time{})
 	}
+	clear(st.refusals)
 	if st.request == nil {
 		r := s.newRequest(triggerRefresh)
 		r.source.send(r) // a token that others have is not what is asked for
@@ -114,7 +126,7 @@ func (s *Source) Revoke(ctx context.Context) error {
 	if t == nil {
 		return ErrNoToken
 	}
-	if err := revoker.Revoke(ctx, s.opts.Client, t.Value); err != nil {
+	if err := st.withSecret(s.providers, revoking(ctx, s.opts.Client, t.Value)); err != nil {
 		return err
 	}
 	s.revoked(t)
@@ -139,7 +151,7 @@ func (s *Source) revoked(t *Token) {
 
 // Introspect asks the authorization server about the live token. It takes no
 // longer than a token request may.
-func (s *Source) Introspect(ctx context.Context) (*tokenprovider.Introspection, error) {
+func (s *Source) Introspect(ctx context.Context) (in *tokenprovider.Introspection, err error) {
 	introspector, ok := s.opts.Provider.(tokenprovider.Introspector)
 	if !ok || !introspector.CanIntrospect() {
 		return nil, ErrNotSupported
@@ -150,5 +162,13 @@ func (s *Source) Introspect(ctx context.Context) (*tokenprovider.Introspection, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.opts.TokenTimeout)
 	defer cancel()
-	return introspector.Introspect(ctx, s.opts.Client, t.Value)
+	err = s.state.withSecret(s.providers, func(p tokenprovider.Provider) error {
+		introspector, ok := p.(tokenprovider.Introspector)
+		if !ok {
+			return ErrNotSupported
+		}
+		in, err = introspector.Introspect(ctx, s.opts.Client, t.Value)
+		return err
+	})
+	return in, err
 }

@@ -89,13 +89,13 @@ func TestLeave(t *testing.T) {
 	}
 	one.Join(ctx, token.Token)
 	other.Join(ctx, token.Token)
-	if one.Leave(ctx, secret("s"), token.Token) {
+	if one.Leave(ctx, alternatives("s"), token.Token) {
 		t.Error("the first of two is the last")
 	}
 	if storage.values[key] == nil {
 		t.Error("the token is gone, although it is used")
 	}
-	if !other.Leave(ctx, secret("s"), token.Token) {
+	if !other.Leave(ctx, alternatives("s"), token.Token) {
 		t.Error("the last one is not")
 	}
 	if len(storage.values) != 0 {
@@ -109,14 +109,14 @@ func TestLeave(t *testing.T) {
 	}
 	other.Join(ctx, next.Token)
 	one.Join(ctx, token.Token)
-	if !one.Leave(ctx, secret("s"), token.Token) || storage.values[key] == nil {
+	if !one.Leave(ctx, alternatives("s"), token.Token) || storage.values[key] == nil {
 		t.Error("nobody else used the first token, and the other is that of others")
 	}
 
 	// what cannot be known counts as in use
 	one.Join(ctx, token.Token)
 	storage.set(func(m *memory) { m.fails[OperationList] = context.DeadlineExceeded })
-	if one.Leave(ctx, secret("s"), token.Token) {
+	if one.Leave(ctx, alternatives("s"), token.Token) {
 		t.Error("the last, although nobody knows")
 	}
 }

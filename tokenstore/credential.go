@@ -33,7 +33,7 @@ func (c *Credential) Place() string { return c.store.opts.Place }
 func (c *Credential) key() string { return tokensPrefix + "/" + c.identity }
 
 // Load implements tokensource.Shared.
-func (c *Credential) Load(ctx context.Context, secrets []tokenprovider.Secret) (*tokensource.SharedToken, error) {
+func (c *Credential) Load(ctx context.Context, alternatives [][]tokenprovider.Secret) (*tokensource.SharedToken, error) {
 	value, err := c.store.load(ctx, c.key())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -41,7 +41,7 @@ func (c *Credential) Load(ctx context.Context, secrets []tokenprovider.Secret) (
 	if err != nil {
 		return nil, err
 	}
-	t, err := open(c.key(), secrets, value, time.Now())
+	t, err := openAny(c.key(), alternatives, value, time.Now())
 	switch {
 	case errors.Is(err, errNewer):
 		c.store.opts.OnOperation(OperationLoad, OutcomeAbsent)

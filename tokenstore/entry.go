@@ -104,6 +104,22 @@ func parse(value []byte) (*entry, error) {
 	return &e, nil
 }
 
+// openAny is open with the alternative that value is sealed with: while a secret is
+// rotated, instances seal with one value or another.
+func openAny(key string, alternatives [][]tokenprovider.Secret, value []byte, now time.Time) (t *tokensource.SharedToken, err error) {
+	err = errNoSecret
+	for i, secrets := range alternatives {
+		t, err = open(key, secrets, value, now)
+		if err == nil {
+			t.Alternative = i
+		}
+		if !errors.Is(err, errSealed) {
+			break
+		}
+	}
+	return t, err
+}
+
 // open returns the token that was stored under key, with its times by our clock.
 func open(key string, secrets []tokenprovider.Secret, value []byte, now time.Time) (*tokensource.SharedToken, error) {
 	e, err := parse(value)

@@ -66,7 +66,7 @@ func (i *issuer) Revoke(_ context.Context, _ *http.Client, t tokenprovider.Secre
 // newSource returns a source of its own state and instance.
 func newSource(i *issuer, st *tokensource.State, sh tokensource.Shared, revoke bool) *tokensource.Source {
 	s := tokensource.New(tokensource.Options{Name: "test", Provider: i, State: st, Shared: sh, RevokeOnStop: revoke,
-		Fingerprint: tokensource.Fingerprint(secret("s")), Logger: zap.NewNop()})
+		Fingerprints: [][32]byte{tokensource.Fingerprint(secret("s"))}, Logger: zap.NewNop()})
 	return s
 }
 

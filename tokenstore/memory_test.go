@@ -186,6 +186,14 @@ func secret(values ...string) (secrets []tokenprovider.Secret) {
 	return secrets
 }
 
+// alternatives returns secrets that have these values.
+func alternatives(values ...string) (all [][]tokenprovider.Secret) {
+	for _, value := range values {
+		all = append(all, secret(value))
+	}
+	return all
+}
+
 // issued returns a token that was issued then.
 func issued(value string, then time.Time) tokensource.SharedToken {
 	return tokensource.SharedToken{Token: tokenprovider.Token{

@@ -39,7 +39,7 @@ func (c *Credential) Join(ctx context.Context, t tokenprovider.Token) {
 }
 
 // Leave implements tokensource.Shared.
-func (c *Credential) Leave(ctx context.Context, secrets []tokenprovider.Secret, t tokenprovider.Token) (last bool) {
+func (c *Credential) Leave(ctx context.Context, alternatives [][]tokenprovider.Secret, t tokenprovider.Token) (last bool) {
 	if c.store.delete(ctx, c.sharerKey()) != nil {
 		return false
 	}
@@ -65,7 +65,7 @@ func (c *Credential) Leave(ctx context.Context, secrets []tokenprovider.Secret, 
 			return false
 		}
 	}
-	stored, err := c.Load(ctx, secrets)
+	stored, err := c.Load(ctx, alternatives)
 	if err != nil {
 		return false
 	}

@@ -25,14 +25,14 @@ func TestStoredTokenIsLoaded(t *testing.T) {
 	storage := newMemory()
 	one, other := use(storage).Credential("shop", identity), use(storage)
 	ctx := t.Context()
-	got, err := other.Credential("shop", identity).Load(ctx, secret("s"))
+	got, err := other.Credential("shop", identity).Load(ctx, alternatives("s"))
 	if got != nil || err != nil || other.count("load absent") != 1 {
 		t.Errorf("got %v, %v; want nothing", got, err)
 	}
 	if err := one.Store(ctx, secret("s"), issued("a-token", time.Now())); err != nil {
 		t.Fatal(err)
 	}
-	got, err = other.Credential("shop", identity).Load(ctx, secret("s"))
+	got, err = other.Credential("shop", identity).Load(ctx, alternatives("s"))
 	if err != nil || got.Value.Reveal() != "a-token" || other.count("load ok") != 1 {
 		t.Errorf("got %v, %v; want the token", got, err)
 	}
@@ -50,7 +50,7 @@ func TestFaultIsWarnedOfOnceAndEnds(t *testing.T) {
 					t.Fatal(err)
 				}
 				all := func() {
-					_, _ = c.Load(ctx, secret("s"))
+					_, _ = c.Load(ctx, alternatives("s"))
 					_ = c.Store(ctx, secret("s"), issued("a-token", time.Now()))
 					for _, which := range []tokensource.Lock{tokensource.FirstLock, tokensource.SecondLock} {
 						if unlock, err := c.Lock(ctx, which); err == nil {
@@ -104,7 +104,7 @@ func TestFollowerNoticesThatTheStorageWorksAgain(t *testing.T) {
 				_, _ = c.Lock(t.Context(), tokensource.SecondLock)
 				look := func() { // and no more: others make the token requests
 					for range 80 {
-						_, _ = c.Load(t.Context(), secret("s"))
+						_, _ = c.Load(t.Context(), alternatives("s"))
 						time.Sleep(time.Second)
 					}
 				}
@@ -137,7 +137,7 @@ func TestStorageThatComesAndGoesIsWarnedOfOnceAMinute(t *testing.T) {
 					m.fails[OperationLoad] = errors.New("out of order")
 				}
 			})
-			_, _ = c.Load(t.Context(), secret("s"))
+			_, _ = c.Load(t.Context(), alternatives("s"))
 			time.Sleep(2 * time.Second)
 		}
 		if warned, ended := u.logs.FilterMessage(warning).Len(), u.logs.FilterMessage(recovery).Len(); warned < 4 || warned > 6 || ended != warned {
@@ -221,7 +221,7 @@ func TestAbsentEntryProvesNothing(t *testing.T) {
 		c := u.Credential("shop", identity)
 		storage.set(func(m *memory) { m.fails[OperationLoad], m.fails[OperationStore] = fs.ErrNotExist, errors.New("down") })
 		for range 100 {
-			_, _ = c.Load(t.Context(), secret("s"))
+			_, _ = c.Load(t.Context(), alternatives("s"))
 			_ = c.Store(t.Context(), secret("s"), issued("a-token", time.Now()))
 			time.Sleep(time.Second)
 		}
@@ -238,7 +238,7 @@ func TestOperationThatHangs(t *testing.T) {
 		u := use(storage)
 		c := u.Credential("shop", identity)
 		start := time.Now()
-		if _, err := c.Load(t.Context(), secret("s")); err == nil || time.Since(start) != operationTimeout {
+		if _, err := c.Load(t.Context(), alternatives("s")); err == nil || time.Since(start) != operationTimeout {
 			t.Errorf("error %v after %v, want one after %v", err, time.Since(start), operationTimeout)
 		}
 		// whoever waits less long does not make it a fault
@@ -246,12 +246,12 @@ func TestOperationThatHangs(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
 		start = time.Now()
-		if _, err := c.Load(ctx, secret("s")); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 50*time.Millisecond {
+		if _, err := c.Load(ctx, alternatives("s")); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 50*time.Millisecond {
 			t.Errorf("error %v after %v, want that of the context", err, time.Since(start))
 		}
 		for range 110 {
 			time.Sleep(leaveMax)
-			_, _ = c.Load(t.Context(), secret("s"))
+			_, _ = c.Load(t.Context(), alternatives("s"))
 		}
 		if storage.called(OperationLoad) > maxOperations {
 			t.Errorf("%d operations were begun while those before hang", storage.called(OperationLoad))
@@ -263,7 +263,7 @@ func TestOperationThatHangs(t *testing.T) {
 func TestStorageThatPanics(t *testing.T) {
 	u := use(nil) // whatever is called panics
 	c := u.Credential("shop", identity)
-	if _, err := c.Load(t.Context(), secret("s")); err == nil {
+	if _, err := c.Load(t.Context(), alternatives("s")); err == nil {
 		t.Error("no error")
 	}
 	if _, err := c.Lock(t.Context(), tokensource.FirstLock); err == nil {
@@ -283,14 +283,14 @@ func testUnusableEntry(t *testing.T) {
 		time.Sleep(30 * time.Minute)
 		storage.set(func(m *memory) { m.values[key] = []byte("damaged") })
 		for range 3 {
-			if got, err := c.Load(t.Context(), secret("s")); got != nil || err != nil {
+			if got, err := c.Load(t.Context(), alternatives("s")); got != nil || err != nil {
 				t.Errorf("got %v, %v; want nothing", got, err)
 			}
 		}
 		if err := c.Store(t.Context(), secret("s"), issued("a-token", time.Now())); err != nil {
 			t.Fatal(err)
 		}
-		if got, _ := c.Load(t.Context(), secret("s")); got == nil {
+		if got, _ := c.Load(t.Context(), alternatives("s")); got == nil {
 			t.Error("an entry in its place is not used")
 		}
 	}
@@ -301,7 +301,7 @@ func testUnusableEntry(t *testing.T) {
 		t.Error("the storage is taken to fail")
 	}
 	storage.set(func(m *memory) { m.values[key] = []byte(`{"format":2}`) })
-	if got, err := c.Load(t.Context(), secret("s")); got != nil || err != nil || u.logs.FilterMessage(unusable).Len() != 2 {
+	if got, err := c.Load(t.Context(), alternatives("s")); got != nil || err != nil || u.logs.FilterMessage(unusable).Len() != 2 {
 		t.Errorf("a later format: got %v, %v, logged %v", got, err, u.logs.All())
 	}
 }
@@ -383,7 +383,7 @@ func TestClosedStoreIsSilent(t *testing.T) {
 	c := u.Credential("shop", identity)
 	u.Close()
 	storage.set(func(m *memory) { m.fails[OperationLoad] = errors.New("closed") })
-	if _, err := c.Load(t.Context(), secret("s")); err == nil || storage.called(OperationLoad) != 0 {
+	if _, err := c.Load(t.Context(), alternatives("s")); err == nil || storage.called(OperationLoad) != 0 {
 		t.Errorf("error %v after %d loads, want none", err, storage.called(OperationLoad))
 	}
 	if _, err := c.Lock(t.Context(), tokensource.FirstLock); err == nil || len(u.logs.All()) != 0 {

@@ -40,3 +40,12 @@ func (p *namedProvider) Token(ctx context.Context, client *http.Client) (*tokenp
 	named.Headers = map[string]string{processHeader: os.Getenv(processVariable)}
 	return named.Token(ctx, client)
 }
+
+// Alternatives implements tokenprovider.Rotating: those of the provider make requests
+// that say the same.
+func (p *namedProvider) Alternatives() (all []tokenprovider.Provider) {
+	for _, alternative := range tokenprovider.Alternatives(&p.Provider) {
+		all = append(all, &namedProvider{*alternative.(*oauth2.Provider)})
+	}
+	return all
+}
