@@ -289,6 +289,34 @@ func TestChangedValueIsTriedInItsOrder(t *testing.T) {
 	})
 }
 
+// TestOnlyRefusalsOfPresentValuesAreKept, however often a value is replaced.
+func TestOnlyRefusalsOfPresentValuesAreKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRotating("", "old")
+		r.accepted = []string{"old"}
+		s, _ := newRotatingSource(t, r)
+		for n := range 50 {
+			r.change(func(r *rotating) { r.values[0] = fmt.Sprintf("wrong-%d", n) })
+			if err := s.Refresh(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(50 * time.Second) // and a refresh by itself
+		}
+		if got := s.Refusals(); got > 2 {
+			t.Errorf("%d refusals are kept, want those of two values", got)
+		}
+	})
+	// of the one value that others have, nothing is kept
+	synctest.Test(t, func(t *testing.T) {
+		r := newRotating("wrong")
+		s, _ := newRotatingSource(t, r)
+		_, _, _ = get(s)
+		if got := s.Refusals(); got != 0 {
+			t.Errorf("%d refusals are kept", got)
+		}
+	})
+}
+
 // TestValueThatIsCorrectedIsTriedAtOnce: where no token is left, nothing waits for
 // the backoff.
 func TestValueThatIsCorrectedIsTriedAtOnce(t *testing.T) {
@@ -593,7 +621,11 @@ func TestRevocationAndIntrospectionUseTheValueThatWorked(t *testing.T) {
 		if err := s.Revoke(t.Context()); !errors.Is(err, refused) {
 			t.Errorf("error %v, want that of the server", err)
 		}
-		r.change(func(r *rotating) { r.values[0], r.failing["new"] = "new", down })
+		r.change(func(r *rotating) { r.values = []string{"new", ""} })
+		if err := s.Revoke(t.Context()); !errors.Is(err, refused) {
+			t.Errorf("error %v, want that of the server", err)
+		}
+		r.change(func(r *rotating) { r.values[1], r.failing["new"] = "old", down })
 		if err := s.Revoke(t.Context()); !errors.Is(err, down) {
 			t.Errorf("error %v, want that it is down: another value does not help", err)
 		}

@@ -55,6 +55,13 @@ func (s *Source) RefreshIfDue() { s.refresh() }
 // Wait is what Token does where it found no live token.
 func (s *Source) Wait(ctx context.Context) (*Token, error) { return s.wait(ctx) }
 
+// Refusals returns how many refusals of values of the secret are remembered.
+func (s *Source) Refusals() int {
+	s.state.mu.Lock()
+	defer s.state.mu.Unlock()
+	return len(s.state.refusals)
+}
+
 // Remembered returns how many clients are remembered for their 401 answers, and
 // how many operations are held back.
 func (s *Source) Remembered() (clients, holds int) {

@@ -127,8 +127,14 @@ func TestFleetWhoseInstancesHaveOtherValues(t *testing.T) {
 						if took := time.Since(before); took > 0 {
 							t.Errorf("instance %d waited %v", i, took)
 						}
-						if _, of, _ := strings.Cut(got, "-of-"); !slices.Contains(strings.Fields(c.instances[i]), of) {
+						_, of, _ := strings.Cut(got, "-of-")
+						values := strings.Fields(c.instances[i])
+						number := slices.Index(values, of) + 1
+						if number == 0 {
 							t.Errorf("instance %d uses %s, which is of none of its values", i, got)
+						}
+						if status := s.Status(); len(values) > 1 && status.SecretInUse != number {
+							t.Errorf("instance %d uses %s, and says it is of value %d", i, got, status.SecretInUse)
 						}
 					}
 					time.Sleep(500 * time.Millisecond)
