@@ -136,7 +136,7 @@ func startCallersExample(t *testing.T, name, caller string, ports ...string) *ca
 	t.Helper()
 	e := &callersExample{
 		t: t, text: egresstest.ReadText(t, "../examples/"+name+"/Caddyfile"),
-		keys: setUpCallers(t), bodies: make(map[string]string), scratch: t.TempDir(),
+		keys: setUpExample(t, name), bodies: make(map[string]string), scratch: t.TempDir(),
 	}
 	e.log = filepath.Join(e.scratch, "log")
 	var replace []string
@@ -156,24 +156,29 @@ func startCallersExample(t *testing.T, name, caller string, ports ...string) *ca
 
 	// its token endpoint is in the same Caddy, and may have come up last
 	egresstest.Eventually(t, "the API", func() bool {
-		return strings.HasPrefix(e.bash(e.curl(`-u any:$(cat $CALLERS/`+caller+`) http://127.0.0.1:8080/v1/vouchers/BLCKFRDY`)), "200 ")
+		return strings.HasPrefix(e.bash(e.curl(`-H 'X-Tenant: acme' -u any:$(cat $CALLERS/`+caller+`) http://127.0.0.1:8080/v1/vouchers/BLCKFRDY`)), "200 ")
 	})
 	return e
 }
 
-// setUpCallers makes keys and certificates, as the example says, and returns their
-// directory, which is in the environment, too.
-func setUpCallers(t *testing.T) string {
+// setUpExample makes keys and what else an example reads, by its setup.sh or that of
+// callers, and returns the directory of the keys, which is in the environment, too.
+func setUpExample(t *testing.T, name string) string {
 	t.Helper()
 	requireClient(t, "openssl", "install openssl 3", func(openssl string) error { return exec.CommandContext(t.Context(), openssl, "version").Run() })
 	requireClient(t, "curl", "install curl", func(string) error { return nil })
 	directory := t.TempDir()
 	t.Setenv("CALLERS", directory)
+	t.Setenv("TENANTS", filepath.Join(t.TempDir(), "tenants"))
 	t.Setenv("CADDY", os.Args[0])
-	cmd := exec.CommandContext(t.Context(), "../examples/callers/setup.sh")
+	script := "../examples/" + name + "/setup.sh"
+	if _, err := os.Stat(script); err != nil {
+		script = "../examples/callers/setup.sh"
+	}
+	cmd := exec.CommandContext(t.Context(), script)
 	cmd.Env = append(os.Environ(), egresstest.AsCaddy+"=1")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("examples/callers/setup.sh: %v\n%s", err, out)
+		t.Fatalf("%s: %v\n%s", script, err, out)
 	}
 	return directory
 }

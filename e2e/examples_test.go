@@ -24,7 +24,7 @@ func TestExamplesLoad(t *testing.T) {
 		t.Run(path, func(t *testing.T) {
 			text := egresstest.ReadText(t, path)
 			if strings.Contains(text, "{$CALLERS}") {
-				setUpCallers(t)
+				setUpExample(t, filepath.Base(filepath.Dir(path)))
 			}
 			egresstest.CheckCaddyfile(t, text)
 		})

@@ -16,6 +16,7 @@ import (
 
 	egress "github.com/caddy-egress/caddy-egress"
 	"github.com/caddy-egress/caddy-egress/internal/egresstest"
+	"github.com/caddy-egress/caddy-egress/internal/option"
 	"github.com/caddy-egress/caddy-egress/tokenprovider/oauth2"
 	"github.com/caddy-egress/caddy-egress/tokenprovider/understory"
 	"github.com/caddy-egress/caddy-egress/tokenprovider/voucherify"
@@ -121,6 +122,7 @@ func TestReadmeNamesEveryAnswerOfTheGateway(t *testing.T) {
 func TestReadmeQuotesMessages(t *testing.T) {
 	sources := productionSources(t)
 	sources += strings.ReplaceAll(sources, `", "`, ": ") // option.Errorf("name", "what is wrong")
+	sources += strings.ReplaceAll(sources, "%s", option.Tenant)
 	for heading, column := range map[string]int{
 		"### A config that does not load": 0,
 		"### A request that fails":        0,

@@ -278,6 +278,23 @@ func TestTenantOffboarded(t *testing.T) {
 	})
 }
 
+// With its token revoked, a tenant without files is unknown at once.
+func TestTenantOffboardedAtOnce(t *testing.T) {
+	s := newTenantStage(t, "oauth2", "acme", "globex").start()
+	s.serves("acme", 1)
+	s.serves("globex", 1)
+	s.Remove("acme")
+	s.serves("acme", 1)
+	if resp, body := s.admin.Ask(t, http.MethodPost, "/egress/tokens/tenants/acme/revoke"); s.Returned("acme") != 1 {
+		t.Errorf("revoking: %d %s, and the token is not revoked", resp.StatusCode, body)
+	}
+	s.refuses("acme", http.StatusForbidden, "tenant_unknown")
+	s.serves("globex", 1)
+	if n := s.Count("acme"); n != 1 {
+		t.Errorf("%d token requests for acme", n)
+	}
+}
+
 // A secret that is replaced is used at the next token request of that tenant.
 func TestTenantsSecretIsReplaced(t *testing.T) {
 	s := newTenantStage(t, "oauth2", "acme", "globex").start()

@@ -86,6 +86,7 @@ func TestTenantFromAnyPlaceholder(t *testing.T) {
 		egresstest.Site("/path/", "egress tenants {\n tenant {http.request.orig_uri.path.1}\n}"),
 		egresstest.Site("/host/", "egress tenants {\n tenant {http.request.host.labels.2}\n}"),
 		egresstest.Site("/vars/", "vars customer {http.request.header.X-Customer}\n egress tenants {\n tenant {http.vars.customer}\n}"),
+		egresstest.Site("/kept/", "egress tenants {\n"+tenantByHeader+"header_up -"+egresstest.TenantHeader+"\n}"),
 		egresstest.Site("/fixed/", "egress tenants {\n tenant acme\n}"))
 	for _, name := range []string{"acme", "globex"} {
 		for path, header := range map[string][]string{
@@ -98,6 +99,9 @@ func TestTenantFromAnyPlaceholder(t *testing.T) {
 			resp, body := ask(s.g, http.MethodGet, path, append(header, egresstest.ExpectHeader, name)...)
 			if resp.StatusCode != http.StatusOK || body != name+" #1" {
 				t.Errorf("%s with %q: %d %s", path, header, resp.StatusCode, body)
+			}
+			if saw := resp.Header.Get("X-Saw") != ""; saw != strings.HasPrefix(path, "/header/") {
+				t.Errorf("%s: the API has seen the header: %v", path, saw)
 			}
 			// what names no tenant of its own is not somebody's by accident
 			if resp, _ := ask(s.g, http.MethodGet, "/path/", egresstest.TenantHeader, name); resp.StatusCode != http.StatusBadRequest {

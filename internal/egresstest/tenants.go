@@ -290,7 +290,7 @@ func (s *Tenants) issue(w http.ResponseWriter, r *http.Request) {
 }
 
 // ServeHTTP is the API. It answers with whose token it was, with which scopes, and
-// which of the tenant's tokens.
+// which of the tenant's tokens; X-Saw has the [TenantHeader] that has arrived.
 func (s *Tenants) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if strings.Contains(r.URL.Path, "/oauth/") {
 		s.serveAuth(w, r)
@@ -319,6 +319,7 @@ func (s *Tenants) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.served.Add(1)
+	w.Header().Set("X-Saw", r.Header.Get(TenantHeader))
 	if s.Answer != nil {
 		s.Answer(token.Tenant, w)
 	}
