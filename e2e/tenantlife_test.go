@@ -278,20 +278,34 @@ func TestTenantOffboarded(t *testing.T) {
 	})
 }
 
-// With its token revoked, a tenant without files is unknown at once.
-func TestTenantOffboardedAtOnce(t *testing.T) {
-	s := newTenantStage(t, "oauth2", "acme", "globex").start()
+// Without its files, and with its token ended at the API, a tenant gets the API's 401,
+// and then is unknown. Its token cannot be revoked any more.
+func TestTenantOffboardedAtTheAPI(t *testing.T) {
+	s := newTenantStage(t, "oauth2", "acme", "globex")
+	s.Lifetime = 3
+	s.start()
 	s.serves("acme", 1)
-	s.serves("globex", 1)
 	s.Remove("acme")
 	s.serves("acme", 1)
-	if resp, body := s.admin.Ask(t, http.MethodPost, "/egress/tokens/tenants/acme/revoke"); s.Returned("acme") != 1 {
-		t.Errorf("revoking: %d %s, and the token is not revoked", resp.StatusCode, body)
+	resp, body := s.admin.Ask(t, http.MethodPost, "/egress/tokens/tenants/acme/revoke")
+	if resp.StatusCode != http.StatusBadGateway || !strings.Contains(body, "/acme/client_id} has no value") || s.Returned("acme") != 0 {
+		t.Errorf("revoking without the files: %d %s", resp.StatusCode, body)
 	}
-	s.refuses("acme", http.StatusForbidden, "tenant_unknown")
-	s.serves("globex", 1)
+	s.Invalidate("acme")
+	if resp, body := s.as("acme", "/v1/x"); resp.StatusCode != http.StatusUnauthorized || resp.Header.Get("Proxy-Status") != "" {
+		t.Errorf("answered %d %s, want the API's 401", resp.StatusCode, body)
+	}
+	egresstest.Eventually(t, "the tenant to be unknown", func() bool {
+		resp, body = s.as("acme", "/v1/x")
+		return resp.StatusCode != http.StatusUnauthorized
+	})
+	checkTenantRefused(t, "after its token", resp, body, http.StatusForbidden, "tenant_unknown")
 	if n := s.Count("acme"); n != 1 {
 		t.Errorf("%d token requests for acme", n)
+	}
+	resp, body = s.as("globex", "/v1/x")
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("another tenant: %d %s", resp.StatusCode, body)
 	}
 }
 

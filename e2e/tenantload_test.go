@@ -115,7 +115,7 @@ func TestManyTenants(t *testing.T) {
 	live := inTenantForm(50, 1000)
 	tenants := 10 * live
 	lapsed := tenants - live
-	m := newManyTenants(t, tenants, live, inTenantForm(time.Hour, 10*time.Minute))
+	m := newManyTenants(t, tenants, live, inTenantForm(time.Hour, 4*time.Minute))
 	m.inTurn(m.names[:live]) // what connections take is there from now on
 	m.inTurn(m.names[:live])
 	before := m.p.Usage()

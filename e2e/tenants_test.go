@@ -91,6 +91,7 @@ func TestTenantFromAnyPlaceholder(t *testing.T) {
 	for _, name := range []string{"acme", "globex"} {
 		for path, header := range map[string][]string{
 			"/header/v1":               {egresstest.TenantHeader, name},
+			"/kept/v1":                 {egresstest.TenantHeader, name},
 			"/query/v1?tenant=" + name: nil,
 			"/path/" + name + "/v1":    nil,
 			"/host/v1":                 {"Host", name + ".egress.internal"},
