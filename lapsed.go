@@ -1,7 +1,6 @@
 package egress
 
 import (
-	"errors"
 	"sync"
 	"time"
 
@@ -26,8 +25,8 @@ type lapsedTenants struct {
 
 // lapsedTenant is the token of a tenant, and what gives it up.
 type lapsedTenant struct {
-	state *tokensource.State
-	token []func() error
+	state  *tokensource.State
+	giveUp func() error
 }
 
 func newLapsedTenants() *lapsedTenants {
@@ -48,7 +47,7 @@ func (l *lapsedTenants) keep(identity string, t lapsedTenant) {
 	}
 	l.mu.Unlock()
 	for _, t := range expired {
-		_ = giveUp(t.token)
+		_ = t.giveUp()
 	}
 }
 
@@ -67,15 +66,6 @@ func (l *lapsedTenants) sweep(now time.Time) (expired []lapsedTenant) {
 	return expired
 }
 
-// giveUp calls all of acquired.
-func giveUp(acquired []func() error) error {
-	var errs []error
-	for _, giveUp := range acquired {
-		errs = append(errs, giveUp())
-	}
-	return errors.Join(errs...)
-}
-
 // Destruct implements caddy.Destructor: it gives up all.
 func (l *lapsedTenants) Destruct() error {
 	l.mu.Lock()
@@ -86,7 +76,7 @@ func (l *lapsedTenants) Destruct() error {
 	// at the same time, since each may wait for its token to be revoked
 	var wg sync.WaitGroup
 	for _, t := range kept {
-		wg.Go(func() { _ = giveUp(t.token) })
+		wg.Go(func() { _ = t.giveUp() })
 	}
 	wg.Wait()
 	return nil

@@ -270,7 +270,7 @@ func (a *App) use(name string, provider tokenprovider.Provider, options Credenti
 	if err != nil {
 		return nil, err
 	}
-	a.acquired = slices.Concat(a.acquired, token, rest)
+	a.acquired = append(append(a.acquired, token), rest...)
 	a.inUse[name], a.byIdentity[identity] = c, c
 	return c, nil
 }
@@ -292,20 +292,20 @@ func (a *App) send(c *activeCredential) {
 }
 
 // activate gives c its token source. What is pooled of it outlives the config: token
-// gives up the token and what the API has said of it, rest all else.
-func (a *App) activate(c *activeCredential, name string, provider tokenprovider.Provider) (token, rest []func() error, err error) {
+// gives up its token, rest all else.
+func (a *App) activate(c *activeCredential, name string, provider tokenprovider.Provider) (token func() error, rest []func() error, err error) {
 	client, err := a.client(c.options.TokenCA)
 	if err != nil {
 		return nil, nil, err
 	}
 	grant, ofAll := provider.Grant(), provider.Grant()
 	ofAll.Scopes = nil // tokens of different scopes use up the same quota
-	token, rest = make([]func() error, 2), make([]func() error, 2)
-	c.state, token[0] = acquireState(name, c.identity)
-	c.rateLimit, token[1] = acquireRateLimit(c.identity)
-	c.quota, rest[0] = acquireQuota(c.identityOf(ofAll))
+	rest = make([]func() error, 3)
+	c.state, token = acquireState(name, c.identity)
+	c.rateLimit, rest[0] = acquireRateLimit(c.identity)
+	c.quota, rest[1] = acquireQuota(c.identityOf(ofAll))
 	endpoint, release := acquireEndpoint(grant.TokenURL)
-	rest[1] = release
+	rest[2] = release
 
 	c.called = name
 	c.source = tokensource.New(tokensource.Options{

@@ -62,7 +62,7 @@ type tenant struct {
 	name       string
 	done       chan struct{}
 	credential *activeCredential
-	token      []func() error // give up its token, which outlives it
+	token      func() error   // gives up its token, which outlives it
 	rest       []func() error // give up what else is pooled
 	err        error          // it could not be set up
 	forget     time.Time      // until then; mu is held
@@ -261,8 +261,10 @@ func (ts *tenants) lapse(element *list.Element) {
 
 // release leaves the token of t to those that have lapsed, and gives up the rest.
 func (ts *tenants) release(t *tenant) {
-	ts.lapsed.keep(t.credential.identity, lapsedTenant{state: t.credential.state, token: t.token})
-	_ = giveUp(t.rest)
+	ts.lapsed.keep(t.credential.identity, lapsedTenant{t.credential.state, t.token})
+	for _, giveUp := range t.rest {
+		_ = giveUp()
+	}
 }
 
 // start has the tokens of live tenants kept fresh.

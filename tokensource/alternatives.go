@@ -92,6 +92,9 @@ func (s *Source) startReading(a alternative, results chan<- alternative) {
 			if st.reading[a.number]--; st.reading[a.number] == 0 {
 				delete(st.reading, a.number)
 			}
+			if len(st.reading) == 0 {
+				st.reading = nil // a state may be kept for long
+			}
 			st.mu.Unlock()
 			results <- a
 		}()
