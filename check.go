@@ -2,24 +2,14 @@ package egress
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
-	"strings"
-	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
-
-	"github.com/caddyserver/caddy/v2"
-
-	"github.com/caddy-egress/caddy-egress/tokenprovider"
-	"github.com/caddy-egress/caddy-egress/tokensource"
 )
 
 // errCheckFailed ends `caddy egress check` where the table has said all.
@@ -34,6 +24,9 @@ Obtains one token for each credential of a config, or for those that are named,
 and shows what came of it and what to do about a failure. No server is started,
 and no other app. What can be revoked is revoked afterwards; a server that hands
 out one token again and again would thereby end that of a running gateway.
+
+Where a secret has several values, each is tried once. One that was refused is not
+tried again for the other tokens of the credential.
 
 Exits with status 1 if a credential gets no token.`,
 	}
@@ -61,19 +54,6 @@ Exits with status 1 if a credential gets no token.`,
 	return cmd
 }
 
-// checkResult is what came of one credential.
-type checkResult struct {
-	Credential string   `json:"credential"`
-	Provider   string   `json:"provider"`
-	Endpoint   string   `json:"token_endpoint,omitempty"`
-	Result     string   `json:"result"` // ok, refused, transient, malformed or misconfigured
-	Lifetime   float64  `json:"lifetime_seconds,omitempty"`
-	Scopes     []string `json:"scopes_granted,omitempty"`
-	Missing    []string `json:"scopes_missing,omitempty"`
-	Error      string   `json:"error,omitempty"`
-	Advice     string   `json:"advice,omitempty"`
-}
-
 // check obtains a token for each credential in a config, or for those named.
 func check(ctx context.Context, config []byte, names []string) ([]checkResult, error) {
 	credentials, err := credentialsOf(config)
@@ -89,11 +69,13 @@ func check(ctx context.Context, config []byte, names []string) ([]checkResult, e
 		return nil, errors.New("the config has no credential")
 	}
 	var results []checkResult
+	clients := make(checkedClients)
 	for _, c := range credentials {
 		if len(names) == 0 || slices.Contains(names, c.name) {
-			results = append(results, c.check(ctx))
+			results = append(results, c.check(ctx, clients))
 		}
 	}
+	noteCauses(results)
 	return results, nil
 }
 
@@ -102,6 +84,7 @@ type foundCredential struct {
 	name string // empty for one that a route holds inline
 	Credential
 	scopes    []string // of a route, instead of its own
+	idle      bool     // no token is asked for: it has no scopes, and no route uses it
 	allowHTTP bool     // a route that uses it has allow_http
 }
 
@@ -118,6 +101,7 @@ func credentialsOf(config []byte) ([]foundCredential, error) {
 		c := foundCredential{name: name, allowHTTP: app.AllowHTTP}
 		if credential := app.Credentials[name]; credential != nil {
 			c.Credential = *credential
+			c.idle = c.lacksScopes()
 		}
 		found = append(found, c)
 	}
@@ -137,13 +121,18 @@ func credentialsOf(config []byte) ([]foundCredential, error) {
 				found = append(found, used)
 			}
 			for i, c := range found { // of a credential that no route uses, others decide
+				if c.same(used) {
+					found[i].idle = false
+				}
 				if c.same(used) || c.name != "" && c.name == used.name && c.scopes == nil {
 					found[i].allowHTTP = c.allowHTTP || used.allowHTTP
 				}
 			}
 		}
 	}
-	return found, nil
+	return slices.DeleteFunc(found, func(c foundCredential) bool {
+		return c.idle && slices.ContainsFunc(found, func(used foundCredential) bool { return used.name == c.name && !used.idle })
+	}), nil
 }
 
 // scopesInUse returns the scopes of the tokens that a route sends; nil stands for
@@ -182,95 +171,11 @@ func (c foundCredential) token() (name string, scopes []string) {
 	return name, scopes
 }
 
-// check obtains a token.
-func (c foundCredential) check(ctx context.Context) checkResult {
-	var module struct {
-		Name string `json:"name"`
+// lacksScopes reports whether the credential leaves its scopes to routes and grants.
+func (c foundCredential) lacksScopes() bool {
+	provider, err := unprovisioned(c.ProviderRaw)
+	if err != nil || len(provider.Grant().Scopes) > 0 || len(c.scopes) > 0 {
+		return false // check says what is wrong
 	}
-	_ = json.Unmarshal(c.ProviderRaw, &module) // load says what is wrong with it
-	result := checkResult{Credential: c.name, Provider: module.Name}
-	if c.name == "" {
-		result.Credential = module.Name // its identity may not be known
-	}
-	fail := func(kind string, err error, advice string) checkResult {
-		result.Result, result.Error, result.Advice = kind, err.Error(), advice
-		return result
-	}
-	const misconfigured, mend = "misconfigured", "correct the config or what its placeholders stand for"
-
-	caddyCtx, cancel := caddy.NewContext(caddy.Context{Context: ctx})
-	defer cancel()
-	provider, err := c.load(caddyCtx)
-	if err == nil {
-		result.Credential = cmp.Or(c.name, inlineName(c.Credential, provider))
-		var name string
-		if name, provider, err = withScopes(result.Credential, provider, c.scopes); err == nil {
-			result.Credential = name
-		}
-	}
-	if err == nil && !c.allowHTTP {
-		err = checkEndpoints(provider) // what loading refuses gets no secret here
-	}
-	if err != nil {
-		return fail(misconfigured, err, mend)
-	}
-	grant := provider.Grant()
-	result.Endpoint = grant.TokenURL
-	client, err := tokenClient(c.TokenCA)
-	if err != nil {
-		return fail(misconfigured, err, mend)
-	}
-
-	timeout := time.Duration(c.TokenTimeout)
-	if timeout == 0 {
-		timeout = tokensource.DefaultTokenTimeout
-	}
-	ctx, stop := context.WithTimeout(ctx, timeout)
-	defer stop()
-	token, err := provider.Token(ctx, client)
-	if failure, ok := errors.AsType[*tokenprovider.Error](err); ok {
-		return fail(string(failure.Class), failure, failure.Advice())
-	}
-	if err != nil {
-		return fail(misconfigured, err, mend)
-	}
-	result.Result = "ok"
-	result.Lifetime = token.Expires.Sub(token.Issued).Seconds()
-	result.Scopes = token.Scopes
-	if token.Scopes == nil {
-		result.Scopes = grant.Scopes
-	}
-	for _, scope := range grant.Scopes {
-		if !slices.Contains(result.Scopes, scope) {
-			result.Missing = append(result.Missing, scope)
-		}
-	}
-	if revoker, ok := provider.(tokenprovider.Revoker); ok && revoker.CanRevoke() {
-		_ = revoker.Revoke(ctx, client, token.Value) // it expires all the same
-	}
-	return result
-}
-
-func writeChecks(w io.Writer, results []checkResult) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "CREDENTIAL\tPROVIDER\tENDPOINT\tRESULT\tLIFETIME\tSCOPES GRANTED")
-	for _, r := range results {
-		lifetime := "-"
-		if r.Lifetime > 0 {
-			lifetime = (time.Duration(r.Lifetime * float64(time.Second))).Round(time.Second).String()
-		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", r.Credential, r.Provider, dash(r.Endpoint), r.Result, lifetime, dash(strings.Join(r.Scopes, " ")))
-	}
-	if err := table.Flush(); err != nil {
-		return err
-	}
-	for _, r := range results {
-		switch {
-		case r.Error != "":
-			fmt.Fprintf(w, "\n%s: %s\n  → %s\n", r.Credential, r.Error, r.Advice)
-		case len(r.Missing) > 0:
-			fmt.Fprintf(w, "\n%s: not granted: %s\n  → requests that need it will be refused; check the rights of the key\n", r.Credential, strings.Join(r.Missing, " "))
-		}
-	}
-	return nil
+	return checkScopes("credential "+c.name, provider, nil, nil) != nil
 }
