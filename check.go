@@ -10,6 +10,8 @@ import (
 	"slices"
 
 	"github.com/spf13/cobra"
+
+	"github.com/caddy-egress/caddy-egress/internal/option"
 )
 
 // errCheckFailed ends `caddy egress check` where the table has said all.
@@ -17,7 +19,7 @@ var errCheckFailed = errors.New("at least one credential gets no token")
 
 func checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "check [--config <path>] [--adapter <name>] [<credential>...]",
+		Use:   "check [--config <path>] [--adapter <name>] [--tenant <name>] [<credential>...]",
 		Short: "Obtains a token for each credential of a config, without starting a server",
 		Long: `
 Obtains one token for each credential of a config, or for those that are named,
@@ -28,16 +30,19 @@ out one token again and again would thereby end that of a running gateway.
 Where a secret has several values, each is tried once. One that was refused is not
 tried again for the other tokens of the credential.
 
+A credential with {tenant} in it is checked for each tenant that --tenant names.
+
 Exits with status 1 if a credential gets no token.`,
 	}
 	var flags configFlags
 	flags.register(cmd)
+	tenants := cmd.Flags().StringSlice("tenant", nil, "Tenant to check credentials with {tenant} for; several are separated by commas")
 	cmd.RunE = func(cmd *cobra.Command, names []string) error {
 		adapted, err := flags.load()
 		if err != nil {
 			return err
 		}
-		results, err := check(cmd.Context(), adapted, names)
+		results, err := check(cmd.Context(), adapted, names, *tenants)
 		if err != nil {
 			return err
 		}
@@ -54,11 +59,20 @@ Exits with status 1 if a credential gets no token.`,
 	return cmd
 }
 
-// check obtains a token for each credential in a config, or for those named.
-func check(ctx context.Context, config []byte, names []string) ([]checkResult, error) {
+// check obtains a token for each credential in a config, or for those named, and
+// where it has {tenant} in it for each of the tenants.
+func check(ctx context.Context, config []byte, names, tenants []string) ([]checkResult, error) {
 	credentials, err := credentialsOf(config)
 	if err != nil {
 		return nil, err
+	}
+	for _, tenant := range tenants {
+		if !isTenantName(tenant) {
+			return nil, fmt.Errorf("--tenant: %q cannot be the name of a tenant", tenant)
+		}
+	}
+	if len(tenants) > 0 && !slices.ContainsFunc(credentials, func(c foundCredential) bool { return c.hasTenants() }) {
+		return nil, fmt.Errorf("--tenant: no credential of the config has %s in it", option.Tenant)
 	}
 	for _, name := range names {
 		if !slices.ContainsFunc(credentials, func(c foundCredential) bool { return c.name == name }) {
@@ -71,7 +85,10 @@ func check(ctx context.Context, config []byte, names []string) ([]checkResult, e
 	var results []checkResult
 	clients := make(checkedClients)
 	for _, c := range credentials {
-		if len(names) == 0 || slices.Contains(names, c.name) {
+		if len(names) > 0 && !slices.Contains(names, c.name) {
+			continue
+		}
+		for _, c := range c.forTenants(tenants) {
 			results = append(results, c.check(ctx, clients))
 		}
 	}
@@ -83,9 +100,33 @@ func check(ctx context.Context, config []byte, names []string) ([]checkResult, e
 type foundCredential struct {
 	name string // empty for one that a route holds inline
 	Credential
+	tenant    string   // whose it is, if it has {tenant} in it
 	scopes    []string // of a route, instead of its own
 	idle      bool     // no token is asked for: it has no scopes, and no route uses it
 	allowHTTP bool     // a route that uses it has allow_http
+}
+
+// forTenants returns the credential of each of the tenants if it has {tenant} in it,
+// and else the credential itself.
+func (c foundCredential) forTenants(tenants []string) []foundCredential {
+	if !c.hasTenants() || len(tenants) == 0 {
+		return []foundCredential{c}
+	}
+	var all []foundCredential
+	for _, tenant := range tenants {
+		one := c
+		one.tenant, one.Credential, one.scopes = tenant, c.forTenant(tenant), valuesForTenant(c.scopes, tenant)
+		all = append(all, one)
+	}
+	return all
+}
+
+// ofTenant returns the name of a credential, or of one of its tenants.
+func (c foundCredential) ofTenant(name string) string {
+	if c.tenant == "" {
+		return name
+	}
+	return name + "/" + c.tenant
 }
 
 // credentialsOf finds the credentials of a config: those with a name, those

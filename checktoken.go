@@ -145,7 +145,11 @@ func (c foundCredential) check(ctx context.Context, clients checkedClients) chec
 		result.Result, result.Note = checkNotTried, "has no scopes, and no route uses it"
 		return result
 	}
-	result.cause = result.Provider + " " + c.name
+	if c.hasTenants() {
+		return result.failed(&checkFailure{checkNotTried, errors.New("each tenant has one of its own"), "name a tenant with --tenant, as in --tenant acme"})
+	}
+	result.Credential = c.ofTenant(result.Credential)
+	result.cause = result.Provider + " " + c.ofTenant(c.name)
 
 	caddyCtx, cancel := caddy.NewContext(caddy.Context{Context: ctx})
 	defer cancel()
@@ -153,7 +157,9 @@ func (c foundCredential) check(ctx context.Context, clients checkedClients) chec
 	if err == nil {
 		var name string
 		name, provider, err = withScopes(cmp.Or(c.name, inlineName(c.Credential, provider)), provider, c.scopes)
-		result.Credential = cmp.Or(name, result.Credential)
+		if name != "" {
+			result.Credential = c.ofTenant(name)
+		}
 	}
 	if err == nil {
 		err = checkScopes("credential "+result.Credential, provider, provider.Grant().Scopes, nil)

@@ -34,12 +34,18 @@ func (c *Credential) hasTenants() bool {
 // be put into JSON as it is.
 func (c Credential) forTenant(name string) Credential {
 	c.ProviderRaw = bytes.ReplaceAll(c.ProviderRaw, []byte(option.Tenant), []byte(name))
-	c.TokenCA = slices.Clone(c.TokenCA)
-	for i, file := range c.TokenCA {
-		c.TokenCA[i] = strings.ReplaceAll(file, option.Tenant, name)
-	}
+	c.TokenCA = valuesForTenant(c.TokenCA, name)
 	c.MaxTenants = 0
 	return c
+}
+
+// valuesForTenant returns the values that one tenant has in place of values.
+func valuesForTenant(values []string, name string) []string {
+	values = slices.Clone(values)
+	for i, value := range values {
+		values[i] = strings.ReplaceAll(value, option.Tenant, name)
+	}
+	return values
 }
 
 // maxTenants returns how many tenants are live at a time.

@@ -193,11 +193,7 @@ func (ts *tenants) activate(t *tenant) error {
 	if err != nil {
 		return err
 	}
-	scopes := make([]string, len(ts.scopes))
-	for i, scope := range ts.scopes {
-		scopes[i] = strings.ReplaceAll(scope, option.Tenant, t.name)
-	}
-	if provider, err = provider.WithScopes(scopes); err != nil {
+	if provider, err = provider.WithScopes(valuesForTenant(ts.scopes, t.name)); err != nil {
 		return err
 	}
 	fingerprints, err := tokensource.Fingerprints(provider)
