@@ -171,8 +171,9 @@ func credentialsOf(config []byte) ([]foundCredential, error) {
 			}
 		}
 	}
-	return slices.DeleteFunc(found, func(c foundCredential) bool {
-		return c.idle && slices.ContainsFunc(found, func(used foundCredential) bool { return used.name == c.name && !used.idle })
+	all := slices.Clone(found)
+	return slices.DeleteFunc(found, func(c foundCredential) bool { // others ask for its tokens
+		return c.idle && slices.ContainsFunc(all, func(used foundCredential) bool { return used.name == c.name && !used.idle })
 	}), nil
 }
 
