@@ -24,11 +24,25 @@ func ClientSecretBasicRaw(r *Request, id string, secret Secret) {
 
 // ClientSecretPost sends identifier and secret in the form (RFC 6749 §2.3.1).
 func ClientSecretPost(r *Request, id string, secret Secret) {
+	ClientIDOnly(r, id, Secret{})
+	r.Form.Set("client_secret", secret.Reveal())
+}
+
+// ClientAssertion sends a signed JWT in the form, and the identifier beside it
+// (RFC 7523 §2.2): one of [SigningKey.Sign], or one that somebody else has signed.
+func ClientAssertion(r *Request, id string, assertion Secret) {
+	ClientIDOnly(r, id, Secret{})
+	r.Form.Set("client_assertion_type", assertionType)
+	r.Form.Set("client_assertion", assertion.Reveal())
+}
+
+// ClientIDOnly sends the identifier in the form, for a client that authenticates by
+// its certificate (RFC 8705 §2).
+func ClientIDOnly(r *Request, id string, _ Secret) {
 	if r.Form == nil {
 		r.Form = make(url.Values)
 	}
 	r.Form.Set("client_id", id)
-	r.Form.Set("client_secret", secret.Reveal())
 }
 
 // ClientHeaders returns the ClientAuth of servers that want identifier and

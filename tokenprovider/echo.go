@@ -8,7 +8,7 @@ import (
 
 // What is not secret of a request: parameters and headers, by name.
 var (
-	openParams  = []string{"grant_type", "client_id", "scope", "audience", "resource", "token_type_hint"}
+	openParams  = []string{"grant_type", "client_id", "scope", "audience", "resource", "token_type_hint", "client_assertion_type"}
 	openHeaders = []string{"Accept", "User-Agent", "X-App-Id"}
 )
 

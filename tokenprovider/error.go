@@ -45,8 +45,8 @@ type Error struct {
 	// Reason says what is wrong, where status and code do not.
 	Reason string
 
-	// Hint says what a person can do about Code, where that is one of the API's
-	// own. May be empty.
+	// Hint says what a person can do, where status and code alone do not say it
+	// well enough. May be empty.
 	Hint string
 
 	// Err is the cause where there was no answer.

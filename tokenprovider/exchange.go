@@ -31,15 +31,20 @@ type Request struct {
 
 	// RetryHeaders are as those of API.
 	RetryHeaders []string
+
+	// ClientAdvice is what a person can do where the server does not accept how the
+	// client authenticates. Empty: to check its identifier and its secret.
+	ClientAdvice string
 }
 
 // response is the answer of an authorization server, its body read.
 type response struct {
-	request Request
-	sent    time.Time // when the request was sent
-	status  int
-	header  http.Header
-	body    []byte
+	request  Request
+	sent     time.Time // when the request was sent
+	received time.Time // when its header was there
+	status   int
+	header   http.Header
+	body     []byte
 }
 
 // NewClient returns the HTTP client for one authorization server: TLS 1.2 or
@@ -121,16 +126,17 @@ func post(ctx context.Context, client *http.Client, r Request) (*response, error
 	defer cs.end()
 	sent := time.Now()
 	resp, err := cs.client(ctx, client).Do(req)
+	received := time.Now()
 	if err != nil {
-		return nil, networkError(ctx, err)
+		return nil, networkError(ctx, client, err)
 	}
 	defer resp.Body.Close()
 
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	if err != nil {
-		return nil, networkError(ctx, fmt.Errorf("reading the answer: %w", err))
+		return nil, networkError(ctx, client, fmt.Errorf("reading the answer: %w", err))
 	}
-	answer := &response{request: r, sent: sent, status: resp.StatusCode, header: resp.Header, body: body}
+	answer := &response{request: r, sent: sent, received: received, status: resp.StatusCode, header: resp.Header, body: body}
 	if len(body) > maxBody {
 		return nil, malformed(answer, "the answer is larger than 1 MiB")
 	}
@@ -142,11 +148,11 @@ const DefaultUserAgent = "caddy-egress"
 
 // networkError is the failure of a request without an answer. A deadline gets
 // words of its own: those of net/http read like a bug.
-func networkError(ctx context.Context, err error) *Error {
+func networkError(ctx context.Context, client *http.Client, err error) *Error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return &Error{Class: Transient, Err: errors.New("no answer within token_timeout")}
 	}
-	return &Error{Class: Transient, Err: cause(err)}
+	return &Error{Class: Transient, Err: cause(err), Hint: certificateAdvice(ctx, client, err)}
 }
 
 // cause returns what err may show. Faults of the network, of TLS and of a

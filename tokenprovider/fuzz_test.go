@@ -1,14 +1,18 @@
 package tokenprovider
 
 import (
+	"crypto/elliptic"
 	"errors"
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/go-jose/go-jose/v4"
 
 	"github.com/caddy-egress/caddy-egress/tokenprovider/internal/wiretest"
 )
@@ -116,6 +120,66 @@ func FuzzCheckScopes(f *testing.F) {
 		}
 		if strings.ContainsFunc(sent, func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' }) {
 			t.Errorf("%q passes", scopes)
+		}
+	})
+}
+
+// Whatever is in the file of a key: no panic, and an error that quotes none of it.
+func FuzzParseSigningKey(f *testing.F) {
+	for _, key := range []string{
+		pkcs8(f, edKey()), pkcs8(f, rsaKey()), pkcs1(f, rsaKey()), sec1(f, ecKey(f, elliptic.P256())), sec1(f, ecKey(f, elliptic.P224())),
+		asJWK(f, jose.JSONWebKey{Key: edKey(), KeyID: "k", Algorithm: "EdDSA"}), asJWK(f, jose.JSONWebKey{Key: rsaKey()}),
+		`{"kty":"EC","crv":"P-256","d":"AA","x":"AA","y":"AA"}`, `{"keys":[]}`, "-----BEGIN PRIVATE KEY-----\n", "",
+	} {
+		f.Add(key, "")
+		f.Add(key[:len(key)/2], "PS256")
+	}
+	const marker = "s3cret-of-the-file-that-no-message-has"
+	f.Fuzz(func(t *testing.T, text, algorithm string) {
+		for _, text := range []string{text, strings.ReplaceAll(text, `"`, `"`+marker), strings.ReplaceAll(text, "-----\n", "-----\n"+marker+"\n")} {
+			key, err := ParseSigningKey(NewSecret(text))
+			if (key == nil) == (err == nil) {
+				t.Fatalf("got %v and %v", key, err)
+			}
+			if err != nil {
+				if strings.Contains(err.Error(), marker) {
+					t.Errorf("quotes the file: %v", err)
+				}
+				continue
+			}
+			assertion, err := key.Sign(Assertion{ClientID: "gateway", Audience: "a", Algorithm: algorithm})
+			if err == nil {
+				err = CheckAssertion(assertion)
+			}
+			if err != nil && algorithm == "" && !strings.Contains(err.Error(), "cannot sign") {
+				t.Errorf("an assertion that is not one: %v", err)
+			}
+		}
+	})
+}
+
+// Whatever is in the file of an assertion: no panic, and nothing of it in errors.
+func FuzzCheckAssertion(f *testing.F) {
+	for _, claims := range []string{`{"exp":1,"nbf":2,"iat":3}`, `{"exp":1e400}`, `{"exp":"1"}`, `{"exp":-1}`, `{}`, `[]`, `{"exp":253402300800}`} {
+		f.Add(jwt(claims))
+	}
+	f.Add("..")
+	f.Add("a.b")
+	const marker = "s3cret"
+	f.Fuzz(func(t *testing.T, assertion string) {
+		for _, assertion := range []string{assertion, strings.ReplaceAll(assertion, ".", "."+marker)} {
+			times, err := parseAssertion(assertion)
+			if err != nil && strings.Contains(err.Error(), marker) {
+				t.Errorf("quotes the assertion: %v", err)
+			}
+			r := &response{request: Request{Form: url.Values{}}, status: 401, header: http.Header{}, body: []byte(`{"error":"invalid_client"}`)}
+			ClientAssertion(&r.request, "gateway", NewSecret(assertion))
+			r.sent = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+			r.received = r.sent
+			e := parseFailure(r)
+			if times.expires.IsZero() && strings.Contains(e.Reason, "expired") || strings.Contains(e.Error()+e.Advice(), marker) {
+				t.Errorf("%v: %s", e, e.Advice())
+			}
 		}
 	})
 }

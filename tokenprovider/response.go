@@ -44,6 +44,7 @@ func parseToken(r *response) (*Token, error) {
 			if r.request.Errors.isFinal(code) {
 				e.Class = Refused
 			}
+			diagnose(e, r)
 			return nil, e
 		}
 		return nil, malformed(r, "the answer has no access_token")
@@ -99,6 +100,7 @@ func parseFailure(r *response) *Error {
 	case r.status/100 == 4:
 		e.Reason = "the answer is no OAuth error; something on the way may have sent it"
 	}
+	diagnose(e, r)
 	return e
 }
 

@@ -3,17 +3,12 @@
 package oauth2
 
 import (
-	"cmp"
-	"context"
 	"encoding/json"
 	"errors"
 	"maps"
 	"net/http"
 	"net/url"
 	"slices"
-	"strings"
-
-	"golang.org/x/net/http/httpguts"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -21,24 +16,6 @@ import (
 	"github.com/caddy-egress/caddy-egress/internal/option"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 )
-
-// authMethods are the values of auth_method.
-var authMethods = map[string]tokenprovider.ClientAuth{
-	defaultAuthMethod:         tokenprovider.ClientSecretBasic,
-	"client_secret_basic_raw": tokenprovider.ClientSecretBasicRaw,
-	"client_secret_post":      tokenprovider.ClientSecretPost,
-}
-
-const defaultAuthMethod = "client_secret_basic"
-
-// secretWords are what the names of parameters and headers contain that hold a secret.
-var secretWords = []string{"secret", "token", "key", "password", "auth", "credential", "assertion"}
-
-// ownParams are the form parameters that options of their own set.
-var ownParams = []string{"grant_type", "client_id", "client_secret", "scope", "audience", "resource", "token"}
-
-// ownHeaders are the request headers that are not an operator's to set.
-var ownHeaders = []string{"Authorization", "Content-Type", "Content-Length", "Host", "Transfer-Encoding", "Connection"}
 
 func init() {
 	caddy.RegisterModule(Provider{})
@@ -53,20 +30,52 @@ type Provider struct {
 	// URL of the token endpoint. Required.
 	TokenURL string `json:"token_url,omitempty"`
 
-	// Client identifier. May be a placeholder such as `{env.CLIENT_ID}`. Required.
-	ClientID string `json:"client_id,omitempty"`
+	// Client identifier. May be a placeholder such as `{env.CLIENT_ID}`. Where a new
+	// secret has an identifier of its own, as many as there are secrets. Required.
+	ClientID tokenprovider.Values `json:"client_id,omitempty"`
 
 	// Client secret, as a placeholder: `{env.CLIENT_SECRET}` or
 	// `{file./run/secrets/client_secret}`. It stays a placeholder in the stored
-	// config and is read again at each token request. Required.
-	ClientSecret string `json:"client_secret,omitempty"`
+	// config and is read again at each token request. While it is rotated, an array
+	// of the new one and the one before: what the server does not accept is followed
+	// by the next. Required with the methods `client_secret_…`, and only there.
+	ClientSecret tokenprovider.Values `json:"client_secret,omitempty"`
 
 	// How the client authenticates: `client_secret_basic` sends identifier and
 	// secret form-encoded in the Authorization header, as RFC 6749 §2.3.1 says;
 	// `client_secret_basic_raw` sends them there as they are, for servers that
 	// do not decode them; `client_secret_post` sends them in the form.
+	// `private_key_jwt` sends a JWT that it signs with `private_key` for each request
+	// (RFC 7523), `client_assertion` one that somebody else has signed.
+	// `tls_client_auth` leaves it to the credential's `token_cert` (RFC 8705),
+	// whether an authority has issued the certificate or it is self-signed.
 	// Default: `client_secret_basic`.
 	AuthMethod string `json:"auth_method,omitempty"`
+
+	// Private key of `private_key_jwt`, as a placeholder, read again at each
+	// request: PEM (PKCS#8, PKCS#1, SEC1) or a JWK; RSA of 2048 bits or more, EC of
+	// curve P-256, P-384 or P-521, or Ed25519. Several while it is rotated, as of
+	// client_secret.
+	PrivateKey tokenprovider.Values `json:"private_key,omitempty"`
+
+	// Identifier of the private key at the server, the header `kid` of what it signs;
+	// one for each key, or one for all. Default: that of a JWK, else none.
+	KeyID tokenprovider.Values `json:"key_id,omitempty"`
+
+	// Algorithm of the signature: `RS256`, `RS384`, `RS512`, `PS256`, `PS384`,
+	// `PS512`, `ES256`, `ES384`, `ES512` or `EdDSA`.
+	// Default: that of a JWK, else `RS256` for RSA, and the one that there is for the
+	// curve of others.
+	SigningAlgorithm string `json:"signing_algorithm,omitempty"`
+
+	// Audience of what is signed: how the server wants to be called.
+	// Default: token_url.
+	AssertionAudience string `json:"assertion_audience,omitempty"`
+
+	// Signed JWT of the method `client_assertion`, as a placeholder, which somebody
+	// else renews: `{file./var/run/secrets/tokens/gateway}`. It is read again at
+	// each request.
+	ClientAssertion string `json:"client_assertion,omitempty"`
 
 	// Scopes to ask for. Default: none, which leaves them to the server.
 	Scopes []string `json:"scopes,omitempty"`
@@ -92,8 +101,18 @@ type Provider struct {
 	// cannot be introspected.
 	IntrospectionURL string `json:"introspection_url,omitempty"`
 
-	clientID string                // resolved at load
-	params   []tokenprovider.Param // resolved at load, sorted by name
+	// Header in which the API wants the token. Default: `Authorization`, and
+	// `Bearer` before the token.
+	TokenHeader *TokenHeader `json:"token_header,omitempty"`
+
+	// Statuses, beside 401, by which the API says that it does not accept the token:
+	// 400 to 599 without 401 and 407. Each is followed by another token, and the
+	// request is sent a second time if its method is safe (GET, HEAD, OPTIONS, TRACE).
+	RejectedStatus []int `json:"rejected_status,omitempty"`
+
+	clientIDs tokenprovider.Values  // resolved at load; empty where there was no value
+	keyIDs    tokenprovider.Values  // the same
+	params    []tokenprovider.Param // resolved at load, sorted by name
 }
 
 // CaddyModule returns the Caddy module information.
@@ -111,15 +130,14 @@ func (p *Provider) Provision(caddy.Context) error {
 		return err
 	}
 	var err error
-	if p.clientID, err = option.Resolve("client_id", p.ClientID); err != nil {
+	if p.clientIDs, err = resolveIDs("client_id", p.ClientID); err != nil {
 		return err
 	}
-	for _, name := range slices.Sorted(maps.Keys(p.Params)) {
-		value, err := option.Resolve("param "+name, p.Params[name])
-		if err != nil {
-			return err
-		}
-		p.params = append(p.params, tokenprovider.Param{Name: name, Value: value})
+	if p.keyIDs, err = resolveIDs("key_id", p.KeyID); err != nil {
+		return err
+	}
+	if p.params, err = resolveParams(p.Params); err != nil {
+		return err
 	}
 	_, err = p.Secrets()
 	return err
@@ -132,12 +150,10 @@ func (p *Provider) Validate() error {
 		return errors.New("api_url is required: the oauth2 provider stands for no API of its own")
 	case p.TokenURL == "":
 		return errors.New("token_url is required")
-	case p.ClientID == "":
+	case len(p.ClientID) == 0:
 		return errors.New("client_id is required")
-	case p.ClientSecret == "":
-		return errors.New("client_secret is required")
 	}
-	if err := option.OneOf("auth_method", p.authMethod(), slices.Sorted(maps.Keys(authMethods))...); err != nil {
+	if err := p.validateAuth(); err != nil {
 		return err
 	}
 	if err := option.Origin("api_url", p.APIURL); err != nil {
@@ -145,6 +161,9 @@ func (p *Provider) Validate() error {
 	}
 	for _, endpoint := range p.endpoints() {
 		if err := option.Endpoint(endpoint.Option, endpoint.URL); err != nil {
+			return err
+		}
+		if err := p.validateScheme(endpoint); err != nil {
 			return err
 		}
 	}
@@ -157,39 +176,33 @@ func (p *Provider) Validate() error {
 			return option.Errorf("resource", "%q is not an absolute URI without fragment (RFC 8707)", resource)
 		}
 	}
-	for name := range p.Params {
-		if name == "" {
-			return option.Errorf("param", "the name is empty")
-		}
-		if slices.Contains(ownParams, name) {
-			return wrong("param", name, "has an option of its own")
-		}
+	if err := validateParams(p.Params); err != nil {
+		return err
 	}
-	names := make(map[string]bool, len(p.Headers))
-	for name := range p.Headers {
-		canonical := http.CanonicalHeaderKey(name)
-		switch {
-		case !httpguts.ValidHeaderFieldName(name):
-			return wrong("header", name, "is not a header name")
-		case slices.Contains(ownHeaders, canonical):
-			return wrong("header", name, "cannot be set")
-		case names[canonical]:
-			return wrong("header", canonical, "is given twice")
-		}
-		names[canonical] = true
+	if err := validateHeaders(p.Headers); err != nil {
+		return err
 	}
-	return nil
-}
-
-// wrong returns an error about a parameter or header.
-func wrong(option, name, what string) error {
-	return &tokenprovider.OptionError{Option: option, Arg: name, Err: errors.New(what)}
+	if err := p.TokenHeader.validate(); err != nil {
+		return err
+	}
+	return validateRejectedStatus(p.RejectedStatus)
 }
 
 // API implements tokenprovider.Provider.
 func (p *Provider) API() tokenprovider.API {
-	paths := tokenprovider.CredentialPaths(p.APIURL, p.endpoints()) // in any case, which is the safe reading
-	return tokenprovider.API{URL: p.APIURL, Endpoints: p.endpoints(), CredentialPaths: paths, IgnoresCase: true, RemainingHeaders: tokenprovider.UsualRemainingHeaders, LimitHeaders: tokenprovider.UsualLimitHeaders, Error: errorBody}
+	api := tokenprovider.API{
+		URL:              p.APIURL,
+		Endpoints:        p.endpoints(),
+		NeedsCertificate: p.authMethod() == tlsClientAuth,
+		CredentialPaths:  tokenprovider.CredentialPaths(p.APIURL, p.endpoints()),
+		IgnoresCase:      true, // the safe reading
+		RejectedStatus:   p.RejectedStatus,
+		RemainingHeaders: tokenprovider.UsualRemainingHeaders,
+		LimitHeaders:     tokenprovider.UsualLimitHeaders,
+		Error:            errorBody,
+	}
+	api.TokenHeader, api.TokenPrefix = p.TokenHeader.parts()
+	return api
 }
 
 // endpoints returns the endpoints that are configured.
@@ -207,13 +220,14 @@ func (p *Provider) Grant() tokenprovider.Grant {
 	return tokenprovider.Grant{
 		Provider:   "oauth2",
 		TokenURL:   p.TokenURL,
-		ClientID:   p.clientID,
+		ClientID:   first(p.clientIDs),
 		AuthMethod: p.authMethod(),
 		Scopes:     p.Scopes,
 		Audience:   p.Audience,
 		Resource:   p.Resource,
 		Params:     p.params,
 		Headers:    slices.Sorted(maps.Keys(p.Headers)),
+		KeyID:      first(p.keyIDs),
 	}
 }
 
@@ -223,123 +237,6 @@ func (p *Provider) WithScopes(scopes []string) (tokenprovider.Provider, error) {
 	other.Scopes = scopes
 	return &other, other.Validate()
 }
-
-// Secrets implements tokenprovider.Provider. Header values are among them:
-// some servers want a key there.
-func (p *Provider) Secrets() ([]tokenprovider.Secret, error) {
-	secret, err := option.ResolveSecret("client_secret", p.ClientSecret)
-	if err != nil {
-		return nil, err
-	}
-	secrets := []tokenprovider.Secret{secret}
-	for _, name := range slices.Sorted(maps.Keys(p.Headers)) {
-		value, err := p.headerValue(name)
-		if err != nil {
-			return nil, err
-		}
-		secrets = append(secrets, value)
-	}
-	return secrets, nil
-}
-
-// SecretOptions implements tokenprovider.Provider. Of the further parameters and
-// headers it returns those whose name looks like that of a secret.
-func (p *Provider) SecretOptions() map[string]string {
-	secrets := map[string]string{"client_secret": p.ClientSecret}
-	for option, values := range map[string]map[string]string{"param": p.Params, "header": p.Headers} {
-		for name, value := range values {
-			if looksSecret(name) {
-				secrets[option+" "+name] = value
-			}
-		}
-	}
-	return secrets
-}
-
-func looksSecret(name string) bool {
-	name = strings.ToLower(name)
-	return slices.ContainsFunc(secretWords, func(word string) bool { return strings.Contains(name, word) })
-}
-
-// Token implements tokenprovider.Provider.
-func (p *Provider) Token(ctx context.Context, client *http.Client) (*tokenprovider.Token, error) {
-	form := url.Values{"grant_type": {"client_credentials"}}
-	if len(p.Scopes) > 0 {
-		form.Set("scope", strings.Join(p.Scopes, " "))
-	}
-	if len(p.Audience) > 0 {
-		form["audience"] = p.Audience
-	}
-	if len(p.Resource) > 0 {
-		form["resource"] = p.Resource
-	}
-	for _, param := range p.params {
-		form.Set(param.Name, param.Value)
-	}
-	request, err := p.request(p.TokenURL, form)
-	if err != nil {
-		return nil, err
-	}
-	return tokenprovider.RequestToken(ctx, client, request)
-}
-
-// Revoke implements tokenprovider.Revoker.
-func (p *Provider) Revoke(ctx context.Context, client *http.Client, token tokenprovider.Secret) error {
-	request, err := p.request(p.RevocationURL, tokenForm(token))
-	if err != nil {
-		return err
-	}
-	return tokenprovider.RequestRevocation(ctx, client, request)
-}
-
-// CanRevoke implements tokenprovider.Revoker.
-func (p *Provider) CanRevoke() bool { return p.RevocationURL != "" }
-
-// Introspect implements tokenprovider.Introspector.
-func (p *Provider) Introspect(ctx context.Context, client *http.Client, token tokenprovider.Secret) (*tokenprovider.Introspection, error) {
-	request, err := p.request(p.IntrospectionURL, tokenForm(token))
-	if err != nil {
-		return nil, err
-	}
-	return tokenprovider.RequestIntrospection(ctx, client, request)
-}
-
-// CanIntrospect implements tokenprovider.Introspector.
-func (p *Provider) CanIntrospect() bool { return p.IntrospectionURL != "" }
-
-func tokenForm(token tokenprovider.Secret) url.Values {
-	return url.Values{"token": {token.Reveal()}, "token_type_hint": {"access_token"}}
-}
-
-// request authenticates form with the credential, id and secret read together.
-func (p *Provider) request(endpoint string, form url.Values) (tokenprovider.Request, error) {
-	id, err := option.Resolve("client_id", p.ClientID)
-	if err != nil {
-		return tokenprovider.Request{}, err
-	}
-	secret, err := option.ResolveSecret("client_secret", p.ClientSecret)
-	if err != nil {
-		return tokenprovider.Request{}, err
-	}
-	request := tokenprovider.Request{URL: endpoint, Header: make(http.Header), Form: form}
-	for name := range p.Headers {
-		value, err := p.headerValue(name)
-		if err != nil {
-			return tokenprovider.Request{}, err
-		}
-		request.Header.Set(name, value.Reveal())
-	}
-	authMethods[p.authMethod()](&request, id, secret)
-	return request, nil
-}
-
-// headerValue returns the value of a further header as it is now.
-func (p *Provider) headerValue(name string) (tokenprovider.Secret, error) {
-	value, err := option.ResolveHeader("header "+name, p.Headers[name])
-	return tokenprovider.NewSecret(value), err
-}
-
-func (p *Provider) authMethod() string { return cmp.Or(p.AuthMethod, defaultAuthMethod) }
 
 // errorBody renders an error as problem details (RFC 9457). The status's own
 // text is the title, as its type about:blank asks for.
@@ -356,38 +253,53 @@ func errorBody(status int, key, message string) (string, []byte) {
 // Options returns the options of the provider in a Caddyfile. Syntax:
 //
 //	oauth2 <api_url> {
-//	    token_url         <url>
-//	    client_id         <id>
-//	    client_secret     <secret>
-//	    auth_method       client_secret_basic|client_secret_basic_raw|client_secret_post
-//	    scopes            <scope...>
-//	    audience          <audience...>
-//	    resource          <uri...>
-//	    param             <name> <value>
-//	    header            <name> <value>
-//	    revocation_url    <url>
-//	    introspection_url <url>
+//	    token_url          <url>
+//	    client_id          <id> [<ids...>]
+//	    auth_method        client_secret_basic|client_secret_basic_raw|client_secret_post|private_key_jwt|client_assertion|tls_client_auth
+//	    client_secret      <secret> [<previous...>]
+//	    private_key        <key> [<previous...>]
+//	    key_id             <id> [<ids...>]
+//	    signing_algorithm  <algorithm>
+//	    assertion_audience <audience>
+//	    client_assertion   <jwt>
+//	    scopes             <scope...>
+//	    audience           <audience...>
+//	    resource           <uri...>
+//	    param              <name> <value>
+//	    header             <name> <value>
+//	    revocation_url     <url>
+//	    introspection_url  <url>
+//	    token_header       <name> [<prefix>]
+//	    rejected_status    <codes...>
 //	}
 func (p *Provider) Options() option.Table {
 	return option.Table{
-		"api_url":           func(d *caddyfile.Dispenser) error { return option.String(d, &p.APIURL) },
-		"token_url":         func(d *caddyfile.Dispenser) error { return option.String(d, &p.TokenURL) },
-		"client_id":         func(d *caddyfile.Dispenser) error { return option.String(d, &p.ClientID) },
-		"client_secret":     func(d *caddyfile.Dispenser) error { return option.String(d, &p.ClientSecret) },
-		"auth_method":       func(d *caddyfile.Dispenser) error { return option.String(d, &p.AuthMethod) },
-		"scopes":            func(d *caddyfile.Dispenser) error { return option.Strings(d, &p.Scopes) },
-		"audience":          func(d *caddyfile.Dispenser) error { return option.Strings(d, &p.Audience) },
-		"resource":          func(d *caddyfile.Dispenser) error { return option.Strings(d, &p.Resource) },
-		"param":             func(d *caddyfile.Dispenser) error { return option.Pair(d, &p.Params) },
-		"header":            func(d *caddyfile.Dispenser) error { return option.Pair(d, &p.Headers) },
-		"revocation_url":    func(d *caddyfile.Dispenser) error { return option.String(d, &p.RevocationURL) },
-		"introspection_url": func(d *caddyfile.Dispenser) error { return option.String(d, &p.IntrospectionURL) },
+		"api_url":            func(d *caddyfile.Dispenser) error { return option.String(d, &p.APIURL) },
+		"token_url":          func(d *caddyfile.Dispenser) error { return option.String(d, &p.TokenURL) },
+		"client_id":          func(d *caddyfile.Dispenser) error { return option.Values(d, &p.ClientID) },
+		"auth_method":        func(d *caddyfile.Dispenser) error { return option.String(d, &p.AuthMethod) },
+		"client_secret":      func(d *caddyfile.Dispenser) error { return option.Values(d, &p.ClientSecret) },
+		"private_key":        func(d *caddyfile.Dispenser) error { return option.Values(d, &p.PrivateKey) },
+		"key_id":             func(d *caddyfile.Dispenser) error { return option.Values(d, &p.KeyID) },
+		"signing_algorithm":  func(d *caddyfile.Dispenser) error { return option.String(d, &p.SigningAlgorithm) },
+		"assertion_audience": func(d *caddyfile.Dispenser) error { return option.String(d, &p.AssertionAudience) },
+		"client_assertion":   func(d *caddyfile.Dispenser) error { return option.String(d, &p.ClientAssertion) },
+		"scopes":             func(d *caddyfile.Dispenser) error { return option.Strings(d, &p.Scopes) },
+		"audience":           func(d *caddyfile.Dispenser) error { return option.Strings(d, &p.Audience) },
+		"resource":           func(d *caddyfile.Dispenser) error { return option.Strings(d, &p.Resource) },
+		"param":              func(d *caddyfile.Dispenser) error { return option.Pair(d, &p.Params) },
+		"header":             func(d *caddyfile.Dispenser) error { return option.Pair(d, &p.Headers) },
+		"revocation_url":     func(d *caddyfile.Dispenser) error { return option.String(d, &p.RevocationURL) },
+		"introspection_url":  func(d *caddyfile.Dispenser) error { return option.String(d, &p.IntrospectionURL) },
+		"token_header":       p.unmarshalTokenHeader,
+		"rejected_status":    p.unmarshalRejectedStatus,
 	}
 }
 
 // Interface guards
 var (
 	_ tokenprovider.Provider     = (*Provider)(nil)
+	_ tokenprovider.Rotating     = (*Provider)(nil)
 	_ tokenprovider.Revoker      = (*Provider)(nil)
 	_ tokenprovider.Introspector = (*Provider)(nil)
 	_ caddy.Provisioner          = (*Provider)(nil)

@@ -23,6 +23,9 @@ const (
 
 var client = tokenprovider.NewClient(nil)
 
+// values returns the values of an option.
+func values(all ...string) tokenprovider.Values { return all }
+
 // at returns a provider whose endpoints are on server.
 func at(server string) *Provider {
 	return &Provider{
@@ -30,8 +33,8 @@ func at(server string) *Provider {
 		TokenURL:         server + "/token?tenant=1",
 		RevocationURL:    server + "/revoke",
 		IntrospectionURL: server + "/introspect",
-		ClientID:         "i d",
-		ClientSecret:     "s3:cret",
+		ClientID:         values("i d"),
+		ClientSecret:     values("s3:cret"),
 	}
 }
 
@@ -127,7 +130,7 @@ func TestSecretsArriveIntact(t *testing.T) {
 			t.Setenv("TEST_ID", id)
 			t.Setenv("TEST_SECRET", secret)
 			p := at(server.URL)
-			p.ClientID, p.ClientSecret, p.AuthMethod = "{env.TEST_ID}", "{env.TEST_SECRET}", method
+			p.ClientID, p.ClientSecret, p.AuthMethod = values("{env.TEST_ID}"), values("{env.TEST_SECRET}"), method
 			p.Headers = map[string]string{"X-Key": "{env.TEST_SECRET}"}
 			if _, err := wiretest.Provision(t, p).Token(t.Context(), client); err != nil {
 				t.Fatal(err)
@@ -159,7 +162,7 @@ func TestRotatedSecretFiles(t *testing.T) {
 	dir := t.TempDir()
 	secretFile, keyFile := filepath.Join(dir, "secret"), filepath.Join(dir, "key")
 	p := at(server.URL)
-	p.ClientSecret, p.AuthMethod = "{file."+secretFile+"}", post
+	p.ClientSecret, p.AuthMethod = values("{file."+secretFile+"}"), post
 	p.Headers = map[string]string{"X-Key": "{file." + keyFile + "}"}
 	wiretest.WriteFile(t, secretFile, "secret-first\n")
 	wiretest.WriteFile(t, keyFile, "key-first\n")
@@ -203,7 +206,7 @@ func TestRotatedSecretFiles(t *testing.T) {
 func TestGrant(t *testing.T) {
 	t.Setenv("TEST_ID", "id")
 	p := at("https://auth.example")
-	p.ClientID = "{env.TEST_ID}"
+	p.ClientID = values("{env.TEST_ID}")
 	p.Scopes, p.Audience, p.Resource = []string{"a"}, []string{"b"}, []string{"urn:c"}
 	p.Params = map[string]string{"z": "{env.TEST_ID}", "a": "1"}
 	p.Headers = map[string]string{"X-Z": "key-z", "X-A": "key-a"}
@@ -282,9 +285,9 @@ func TestValidate(t *testing.T) {
 		{func(p *Provider) { p.TokenURL = "https://u:s3:cret@auth.example" }, "token_url"},
 		{func(p *Provider) { p.RevocationURL = "/revoke" }, "revocation_url"},
 		{func(p *Provider) { p.IntrospectionURL = "https://a/#b" }, "introspection_url"},
-		{func(p *Provider) { p.ClientID = "" }, "client_id"},
-		{func(p *Provider) { p.ClientSecret = "" }, "client_secret"},
-		{func(p *Provider) { p.AuthMethod = "private_key_jwt" }, `auth_method: "private_key_jwt"`},
+		{func(p *Provider) { p.ClientID = nil }, "client_id"},
+		{func(p *Provider) { p.ClientSecret = nil }, "client_secret"},
+		{func(p *Provider) { p.AuthMethod = "client_secret_jwt" }, `auth_method: "client_secret_jwt"`},
 		{func(p *Provider) { p.Scopes = []string{"a b"} }, "scopes"},
 		{func(p *Provider) { p.Resource = []string{"/relative"} }, `resource: "/relative"`},
 		{func(p *Provider) { p.Resource = []string{"https://a/#b"} }, "resource"},
@@ -298,9 +301,9 @@ func TestValidate(t *testing.T) {
 		{func(p *Provider) { p.Headers = map[string]string{"x-key": "a", "X-Key": "b"} }, "header X-Key"},
 		{func(p *Provider) { p.Headers = map[string]string{"X-Key": "{env.TEST_UNSET}"} }, "header X-Key: {env.TEST_UNSET}"},
 		{func(p *Provider) { p.Headers = map[string]string{"X-Key": "s3:cret\n"} }, "header X-Key"},
-		{func(p *Provider) { p.ClientID = "{env.TEST_UNSET}" }, "client_id: {env.TEST_UNSET}"},
-		{func(p *Provider) { p.ClientSecret = "{env.TEST_UNSET}" }, "client_secret: {env.TEST_UNSET}"},
-		{func(p *Provider) { p.ClientSecret = "{s3:cret}{unknown}" }, "client_secret"},
+		{func(p *Provider) { p.ClientID = values("{env.TEST_UNSET}") }, "client_id: {env.TEST_UNSET}"},
+		{func(p *Provider) { p.ClientSecret = values("{env.TEST_UNSET}") }, "client_secret: {env.TEST_UNSET}"},
+		{func(p *Provider) { p.ClientSecret = values("{s3:cret}{unknown}") }, "client_secret"},
 	} {
 		p := at("https://auth.example")
 		test.change(p)
@@ -339,8 +342,8 @@ func TestUnmarshalCaddyfile(t *testing.T) {
 	want := Provider{
 		APIURL:           "https://api.example",
 		TokenURL:         "https://auth.example/token",
-		ClientID:         "id",
-		ClientSecret:     "{env.SECRET}",
+		ClientID:         values("id"),
+		ClientSecret:     values("{env.SECRET}"),
 		AuthMethod:       "client_secret_post",
 		Scopes:           []string{"a", "b"},
 		Audience:         []string{"c", "d"},
@@ -389,7 +392,7 @@ func TestUnmarshalCaddyfileErrors(t *testing.T) {
 // The names of parameters and headers say which are secret, case-insensitive.
 func TestSecretOptions(t *testing.T) {
 	p := &Provider{
-		ClientSecret: "cs",
+		ClientSecret: values("cs"),
 		Params: map[string]string{
 			"tenant": "1", "assertion": "2", "my_password": "3", "Credential": "4", "audience_hint": "5",
 		},
