@@ -32,6 +32,7 @@ type providerModule interface {
 //	        refresh_before <duration>
 //	        token_timeout  <duration>
 //	        token_ca       <pem_files...>
+//	        token_cert     <cert> <key>
 //	        revoke_on_stop
 //	        max_tenants    <n>
 //	    }
@@ -179,6 +180,7 @@ func (a *App) unmarshalCaller(d *caddyfile.Dispenser) error {
 //	    refresh_before <duration>
 //	    token_timeout  <duration>
 //	    token_ca       <pem_files...>
+//	    token_cert     <cert> <key>
 //	    revoke_on_stop
 //	    max_tenants    <n>
 //	    tenant         <placeholder>
@@ -270,6 +272,7 @@ func (c *Credential) Options() option.Table {
 		"refresh_before": func(d *caddyfile.Dispenser) error { return option.Duration(d, &c.RefreshBefore) },
 		"token_timeout":  func(d *caddyfile.Dispenser) error { return option.Duration(d, &c.TokenTimeout) },
 		"token_ca":       func(d *caddyfile.Dispenser) error { return option.Strings(d, &c.TokenCA) },
+		"token_cert":     c.unmarshalTokenCert,
 		"revoke_on_stop": func(d *caddyfile.Dispenser) error { return option.Flag(d, &c.RevokeOnStop) },
 		"max_tenants":    func(d *caddyfile.Dispenser) error { return option.Count(d, &c.MaxTenants) },
 	}

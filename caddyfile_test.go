@@ -2,6 +2,7 @@ package egress_test
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"flag"
@@ -303,7 +304,15 @@ func prepareGoldens(t *testing.T) {
 	t.Chdir(directory)
 	server := httptest.NewTLSServer(nil)
 	server.Close()
+	key, err := x509.MarshalPKCS8PrivateKey(server.TLS.Certificates[0].PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyPEM := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))
+	t.Setenv("OAUTH2_PRIVATE_KEY", keyPEM)
+	t.Setenv("OAUTH2_ASSERTION", "eyJhbGciOiJSUzI1NiJ9.e30.c2lnbmF0dXJl")
 	files := map[string]string{
+		"key.pem":           keyPEM,
 		"secrets/app_id":    "voucherify-id",
 		"secrets/app_token": "voucherify-value-of-the-secret",
 		"ca.pem":            string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})),

@@ -106,7 +106,7 @@ func (c *call) do() (*http.Response, error) {
 		resp, err = c.replay(resp)
 	} else {
 		c.body.Release()
-		if err == nil && c.credential.source.HoldsBack() && resp.StatusCode != http.StatusUnauthorized {
+		if err == nil && c.credential.source.HoldsBack() && !c.rejects(resp.StatusCode) {
 			c.credential.source.Accepted(c.sender(), resp.StatusCode)
 		}
 	}
@@ -266,7 +266,7 @@ func (c *call) outgoing(body io.ReadCloser) *http.Request {
 	out.url = *c.req.URL
 	r := &out.request
 	r.URL = &out.url
-	r.Header = c.headers.outgoing(c.req.Header, c.token.Authorization())
+	r.Header = c.headers.outgoing(c.req.Header, c.headers.token(c.token))
 	stripTrailers(r.Trailer)
 	switch {
 	case r.Host != "" && c.headers.keepsHost(): // header_up may have set it

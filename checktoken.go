@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
@@ -171,7 +173,7 @@ func (c foundCredential) check(ctx context.Context, clients checkedClients) chec
 		return result.failed(newCheckFailure(err))
 	}
 	result.Endpoint = provider.Grant().TokenURL
-	httpClient, err := tokenClient(c.TokenCA)
+	httpClient, err := c.tokenClient(zap.NewNop())
 	if err != nil {
 		return result.failed(newCheckFailure(err))
 	}

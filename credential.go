@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"go.uber.org/zap"
+
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-egress/caddy-egress/internal/option"
@@ -39,6 +41,11 @@ type Credential struct {
 	// PEM files of the certificate authorities that the token endpoint is
 	// verified against, instead of the system's.
 	TokenCA []string `json:"token_ca,omitempty"`
+
+	// Client certificate for the token endpoint, and for those that revoke and
+	// introspect. It is read again at each TLS handshake; while the files do not
+	// make a pair, the one before is used. Default: none.
+	TokenCert *TokenCert `json:"token_cert,omitempty"`
 
 	// Revokes the token once it is no longer used here: when Caddy stops, or a
 	// config without the credential is loaded, and no request carries the token
@@ -70,6 +77,9 @@ func (c *Credential) load(ctx caddy.Context) (tokenprovider.Provider, error) {
 	}
 	if revoker, ok := provider.(tokenprovider.Revoker); c.RevokeOnStop && (!ok || !revoker.CanRevoke()) {
 		return nil, errors.New("revoke_on_stop: the provider, as it is configured, cannot revoke tokens")
+	}
+	if provider.API().NeedsCertificate && c.TokenCert == nil {
+		return nil, errors.New("token_cert is required: the client authenticates by its certificate")
 	}
 	return provider, nil
 }
@@ -240,14 +250,15 @@ func (c *activeCredential) reserve() {
 	c.quota.counts.Store(true)
 }
 
-// tokenClient returns the client of a token endpoint. It trusts the
-// authorities in the PEM files, or those of the system if there are none.
-func tokenClient(files []string) (*http.Client, error) {
-	if len(files) == 0 {
-		return tokenprovider.NewClient(nil), nil
+// tokenClient returns the client of the credential's token endpoint. It trusts the
+// authorities of token_ca, or those of the system if there are none, and has the
+// certificate of token_cert.
+func (c *Credential) tokenClient(logger *zap.Logger) (*http.Client, error) {
+	var roots *x509.CertPool
+	if len(c.TokenCA) > 0 {
+		roots = x509.NewCertPool()
 	}
-	roots := x509.NewCertPool()
-	for _, file := range files {
+	for _, file := range c.TokenCA {
 		pem, err := os.ReadFile(file)
 		if err != nil {
 			return nil, fmt.Errorf("token_ca: %w", err)
@@ -256,5 +267,13 @@ func tokenClient(files []string) (*http.Client, error) {
 			return nil, fmt.Errorf("token_ca: %s holds no PEM certificate", file)
 		}
 	}
-	return tokenprovider.NewClient(roots), nil
+	client := tokenprovider.NewClient(roots)
+	if c.TokenCert != nil {
+		cert, err := c.TokenCert.provision(logger)
+		if err != nil {
+			return nil, err
+		}
+		tokenprovider.PresentCertificate(client, cert.get)
+	}
+	return client, nil
 }

@@ -26,6 +26,7 @@ import (
 //	    refresh_before <duration>
 //	    token_timeout  <duration>
 //	    token_ca       <pem_files...>
+//	    token_cert     <cert> <key>
 //	    revoke_on_stop
 //	    max_tenants    <n>
 //
@@ -229,7 +230,7 @@ func (e *directive) handler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler
 		}
 	}
 	if handler.Headers != nil {
-		kept, lost := headersSetBy(handler.Headers.Request, e.api.CredentialHeaders)
+		kept, lost := headersSetBy(handler.Headers.Request, e.api)
 		t.KeepHeaders = kept
 		for _, name := range lost {
 			caddy.Log().Named("caddyfile").Warn("header_up has no effect: the header never reaches the API", zap.String("header", name))

@@ -13,12 +13,14 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
+	"github.com/caddy-egress/caddy-egress/tokensource"
 )
 
 // removedHeaders do not reach the API, whoever has set them: credentials and
 // sessions of the client, its address and the way the request came, and what
 // makes a request mean another operation than the one that was judged. So do
-// the API's own credential headers. keep_headers can keep all but Authorization.
+// the API's own credential headers, and the one that it wants the token in.
+// keep_headers can keep all but that and Authorization.
 var removedHeaders = []string{
 	"Authorization", "Proxy-Authorization", "Cookie",
 	"X-Api-Key", "Api-Key", "X-Auth-Token", "X-Access-Token",
@@ -73,18 +75,20 @@ type headerFilter struct {
 	keep        []string // in canonical form
 	keys        []string // headers in which a caller may send its key
 	userAgent   string   // where the client sent none; empty: none is sent
+	tokenHeader string   // where the token is, in canonical form; empty: Authorization
+	tokenPrefix string   // what stands before it there; not for Authorization by default
 }
 
 // newHeaderFilter returns the filter of a route to api that keeps the headers
 // named in keep.
 func newHeaderFilter(api tokenprovider.API, keep []string) (headerFilter, error) {
-	f := headerFilter{credentials: api.CredentialHeaders, userAgent: api.UserAgent}
+	f := headerFilter{credentials: api.CredentialHeaders, userAgent: api.UserAgent, tokenHeader: api.TokenHeader, tokenPrefix: api.TokenPrefix}
 	for _, name := range keep {
 		canonical := http.CanonicalHeaderKey(name)
 		switch {
 		case !httpguts.ValidHeaderFieldName(name):
 			return f, fmt.Errorf("keep_headers: %q is not a header name", name)
-		case canonical == "Authorization", inRemovedFamily(hyphenated(canonical)):
+		case f.neverKeeps(canonical):
 			return f, fmt.Errorf("keep_headers: %s cannot be kept", canonical)
 		case canonical != "Host" && !f.removes(canonical):
 			return f, fmt.Errorf("keep_headers: %s reaches the API anyway; leave it out", canonical)
@@ -98,7 +102,21 @@ func newHeaderFilter(api tokenprovider.API, keep []string) (headerFilter, error)
 // API unless it is kept.
 func (f *headerFilter) removes(name string) bool {
 	name = hyphenated(name)
-	return isRemoved[name] || inRemovedFamily(name) || slices.Contains(f.credentials, name)
+	return isRemoved[name] || inRemovedFamily(name) || slices.Contains(f.credentials, name) || f.tokenHeader != "" && name == hyphenated(f.tokenHeader)
+}
+
+// neverKeeps reports whether a header, by its canonical name, cannot be kept.
+func (f *headerFilter) neverKeeps(name string) bool {
+	name = hyphenated(name)
+	return name == "Authorization" || inRemovedFamily(name) || f.tokenHeader != "" && name == hyphenated(f.tokenHeader)
+}
+
+// token returns the value of the header in which the API wants t.
+func (f *headerFilter) token(t *tokensource.Token) []string {
+	if f.tokenHeader == "" {
+		return t.Authorization()
+	}
+	return []string{f.tokenPrefix + t.Value.Reveal()}
 }
 
 // hyphenated returns the canonical name that many servers (CGI, PHP) cannot tell
@@ -113,9 +131,9 @@ func hyphenated(name string) string {
 var hyphens = strings.NewReplacer("_", "-", ".", "-")
 
 // outgoing returns the headers as they are sent: a copy of those that may reach
-// the API, and Authorization, set last. The values are shared with header: they
+// the API, and that of the token, set last. The values are shared with header: they
 // must not be changed in place.
-func (f *headerFilter) outgoing(header http.Header, authorization []string) http.Header {
+func (f *headerFilter) outgoing(header http.Header, token []string) http.Header {
 	// Caddy has added four headers that are removed, and Authorization is added
 	out := make(http.Header, max(len(header)-4, 0)+1)
 	for name, values := range header {
@@ -126,7 +144,7 @@ func (f *headerFilter) outgoing(header http.Header, authorization []string) http
 	if upgrade, ok := out["Upgrade"]; ok && !isWebsocket(upgrade) {
 		dropUpgrade(out)
 	}
-	out["Authorization"] = authorization
+	out[cmp.Or(f.tokenHeader, "Authorization")] = token
 	if f.userAgent != "" && cmp.Or(out["User-Agent"]...) == "" {
 		out["User-Agent"] = []string{f.userAgent}
 	}
@@ -215,11 +233,11 @@ func (f *headerFilter) keepsHost() bool { return slices.Contains(f.keep, "Host")
 // headersSetBy returns the names of headers that header_up sets although they do
 // not reach the API by default: those that keep_headers can keep, and those that
 // nothing can.
-func headersSetBy(headerUp *headers.HeaderOps, credentials []string) (kept, lost []string) {
+func headersSetBy(headerUp *headers.HeaderOps, api tokenprovider.API) (kept, lost []string) {
 	if headerUp == nil {
 		return nil, nil
 	}
-	filter := headerFilter{credentials: credentials}
+	filter := headerFilter{credentials: api.CredentialHeaders, tokenHeader: api.TokenHeader}
 	names := slices.Concat(slices.Collect(maps.Keys(headerUp.Set)), slices.Collect(maps.Keys(headerUp.Add)), slices.Collect(maps.Keys(headerUp.Replace)))
 	for i, name := range names {
 		names[i] = http.CanonicalHeaderKey(name)
@@ -227,7 +245,7 @@ func headersSetBy(headerUp *headers.HeaderOps, credentials []string) (kept, lost
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {
 		switch {
-		case name == "Authorization", inRemovedFamily(hyphenated(name)):
+		case filter.neverKeeps(name):
 			lost = append(lost, name)
 		case name == "Host", filter.removes(name):
 			kept = append(kept, name)

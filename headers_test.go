@@ -162,16 +162,36 @@ func TestHeadersSetByHeaderUp(t *testing.T) {
 	kept, lost := headersSetBy(&headers.HeaderOps{
 		Set:     http.Header{"Host": {"x"}, "X-Source": {"cron"}, "Cookie": {"a"}, "authorization": {"x"}},
 		Add:     http.Header{"Cookie": {"b"}, "x-forwarded-for": {"1"}, "X_Real_Ip": {"1"}, "x_forwarded_for": {"1"}},
-		Replace: map[string][]headers.Replacement{"X-App-Token": nil},
+		Replace: map[string][]headers.Replacement{"X-App-Token": nil, "x_token": nil},
 		Delete:  []string{"Via"},
-	}, []string{"X-App-Token"})
+	}, tokenprovider.API{CredentialHeaders: []string{"X-App-Token"}, TokenHeader: "X-Token"})
 	if want := []string{"Cookie", "Host", "X-App-Token", "X_real_ip"}; !slices.Equal(kept, want) {
 		t.Errorf("kept %v, want %v", kept, want)
 	}
-	if want := []string{"Authorization", "X-Forwarded-For", "X_forwarded_for"}; !slices.Equal(lost, want) {
+	if want := []string{"Authorization", "X-Forwarded-For", "X_forwarded_for", "X_token"}; !slices.Equal(lost, want) {
 		t.Errorf("lost %v, want %v", lost, want)
 	}
-	if kept, lost := headersSetBy(nil, nil); kept != nil || lost != nil {
+	if kept, lost := headersSetBy(nil, tokenprovider.API{}); kept != nil || lost != nil {
 		t.Errorf("without header_up: %v, %v", kept, lost)
+	}
+}
+
+// Where the API wants the token in another header, that one and Authorization are
+// nobody else's.
+func TestTokenHeader(t *testing.T) {
+	api := tokenprovider.API{TokenHeader: "X-Token", TokenPrefix: "Key "}
+	filter, err := newHeaderFilter(api, []string{"Cookie"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := http.Header{"Authorization": {"1"}, "X-Token": {"2"}, "x-token": {"3"}, "X_token": {"4"}, "X.Token": {"5"}, "Accept": {"a"}}
+	want := http.Header{"X-Token": {"Key t"}, "Accept": {"a"}}
+	if got := filter.outgoing(client, []string{"Key t"}); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	for _, name := range []string{"x-token", "X_Token"} {
+		if _, err := newHeaderFilter(api, []string{name}); err == nil || !strings.Contains(err.Error(), "cannot be kept") {
+			t.Errorf("keep_headers %s: %v", name, err)
+		}
 	}
 }

@@ -3,6 +3,7 @@ package egress
 import (
 	"crypto/sha256"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,6 +26,27 @@ type tokensSent struct {
 	pruneAt int // how many there are when those that have expired are removed next
 
 	loops atomic.Int64 // requests that have been here before
+
+	// headers are those in which tokens are sent, Authorization aside, as the
+	// replacer calls them. They are not many; nil: there are none.
+	headers atomic.Pointer[[]string]
+}
+
+// lookIn has tokens looked for in the header of that name, too.
+func (s *tokensSent) lookIn(name string) {
+	if name == "" || name == "Authorization" {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var headers []string
+	if before := s.headers.Load(); before != nil {
+		headers = slices.Clone(*before)
+	}
+	if key := "http.request.header." + name; !slices.Contains(headers, key) {
+		headers = append(headers, key)
+		s.headers.Store(&headers)
+	}
 }
 
 // add notes that t is about to be sent.
@@ -47,12 +69,10 @@ func (s *tokensSent) add(t *tokensource.Token) {
 	s.expires[key] = t.Expires
 }
 
-// has reports whether the value of an Authorization header holds one of them.
-func (s *tokensSent) has(authorization string) bool {
-	scheme, token, _ := strings.Cut(authorization, " ")
-	if !strings.EqualFold(scheme, "Bearer") {
-		return false
-	}
+// has reports whether the value of a header is one of them, with or without
+// something before it.
+func (s *tokensSent) has(value string) bool {
+	token := value[strings.LastIndexByte(value, ' ')+1:]
 	key := sha256.Sum256([]byte(token))
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -66,12 +86,21 @@ func (s *tokensSent) checkLoop(repl *caddy.Replacer) *refusal {
 	if repl == nil {
 		return nil
 	}
-	authorization, _ := repl.GetString("http.request.header.Authorization")
-	if authorization == "" || !s.has(authorization) {
+	back := s.isIn("http.request.header.Authorization", repl)
+	if headers := s.headers.Load(); headers != nil && !back {
+		back = slices.ContainsFunc(*headers, func(header string) bool { return s.isIn(header, repl) })
+	}
+	if !back {
 		return nil
 	}
 	s.loops.Add(1)
 	return loopRefusal()
+}
+
+// isIn reports whether one of them is in a header of the request of repl.
+func (s *tokensSent) isIn(header string, repl *caddy.Replacer) bool {
+	value, _ := repl.GetString(header)
+	return value != "" && s.has(value)
 }
 
 // cameBack reports whether resp is the answer of checkLoop, of which there were

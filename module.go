@@ -253,7 +253,7 @@ func (a *App) use(name string, provider tokenprovider.Provider, options Credenti
 	switch same := a.byIdentity[identity]; {
 	case same == nil:
 	case !reflect.DeepEqual(same.options, options):
-		return nil, fmt.Errorf("credential %s: is also given as %s, with another refresh_before, token_timeout, token_ca or revoke_on_stop; name it once and refer to it", name, same.name())
+		return nil, fmt.Errorf("credential %s: is also given as %s, with another refresh_before, token_timeout, token_ca, token_cert or revoke_on_stop; name it once and refer to it", name, same.name())
 	case !slices.Equal(same.fingerprints, fingerprints):
 		return nil, fmt.Errorf("credential %s: is also given as %s, with another secret; name it once and refer to it", name, same.name())
 	}
@@ -294,7 +294,7 @@ func (a *App) send(c *activeCredential) {
 // activate gives c its token source. What is pooled of it outlives the config: token
 // gives up its token, rest all else.
 func (a *App) activate(c *activeCredential, name string, provider tokenprovider.Provider) (token func() error, rest []func() error, err error) {
-	client, err := a.client(c.options.TokenCA)
+	client, err := a.client(c, name)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -313,7 +313,7 @@ func (a *App) activate(c *activeCredential, name string, provider tokenprovider.
 		Provider:      provider,
 		Client:        client,
 		State:         c.state,
-		Shared:        a.shared(name, c.identity),
+		Shared:        a.shared(c, name),
 		Fingerprints:  c.fingerprints,
 		Refresher:     a.refresher,
 		Endpoint:      endpoint,
@@ -332,20 +332,26 @@ func (a *App) activate(c *activeCredential, name string, provider tokenprovider.
 	return token, rest, nil
 }
 
-// client returns the client of token endpoints that trusts the authorities in
-// files, the same for all that do.
-func (a *App) client(files []string) (*http.Client, error) {
-	key := strings.Join(files, "\x00")
+// client returns the client of token endpoints with the authorities and the
+// certificate of a credential, the same for all that have them.
+func (a *App) client(c *activeCredential, name string) (*http.Client, error) {
+	key := strings.Join(c.options.TokenCA, "\x00")
+	if cert := c.options.TokenCert; cert != nil {
+		key = strings.Join([]string{cert.Certificate, cert.Key, key}, "\x00\x00")
+	}
 	a.clientsMu.Lock()
 	defer a.clientsMu.Unlock()
 	if client, ok := a.clients[key]; ok {
 		return client, nil
 	}
-	client, err := tokenClient(files)
-	if err == nil {
+	client, err := c.options.tokenClient(a.logger.With(zap.String("credential", name)))
+	if err != nil {
+		return nil, fmt.Errorf("credential %s: %w", name, err)
+	}
+	if c.tenant == "" || !c.tenants.credential.hasTenantFiles() { // one of a tenant's own is gone with it
 		a.clients[key] = client
 	}
-	return client, err
+	return client, nil
 }
 
 // credentials returns the credentials whose tokens routes send, by name. One with

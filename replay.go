@@ -3,6 +3,7 @@ package egress
 import (
 	"io"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/caddy-egress/caddy-egress/tokensource"
@@ -17,13 +18,23 @@ const (
 
 // rejected reports whether the API has rejected the token.
 func (c *call) rejected(resp *http.Response) bool {
-	return resp.StatusCode == http.StatusUnauthorized && !insufficientScope(resp)
+	return c.rejects(resp.StatusCode) && !insufficientScope(resp)
 }
 
+// rejects reports whether the API rejects tokens with that status: with 401, or with
+// one of its own.
+func (c *call) rejects(status int) bool {
+	return status == http.StatusUnauthorized || slices.Contains(c.api.RejectedStatus, status)
+}
+
+// safeMethods are those of requests that are sent a second time after a status of
+// the API's own: it may mean something else, and the request have had its effect.
+var safeMethods = []string{http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace}
+
 // replay answers a request whose token was rejected: with what the API says to a
-// second one with a fresh token, or, where there cannot be one, with that 401.
+// second one with a fresh token, or, where there cannot be one, with that answer.
 func (c *call) replay(unauthorized *http.Response) (*http.Response, error) {
-	result, fresh, second := c.prepareReplay()
+	result, fresh, second := c.prepareReplay(unauthorized.StatusCode)
 	if result != "" {
 		c.body.Release()
 		c.credential.metrics.unauthorized(result)
@@ -43,11 +54,11 @@ func (c *call) replay(unauthorized *http.Response) (*http.Response, error) {
 		return nil, err
 	}
 	result = unauthorizedReplayed401
-	if resp.StatusCode != http.StatusUnauthorized {
+	if !c.rejects(resp.StatusCode) {
 		result = unauthorizedReplayedOK
-	}
-	if resp.StatusCode != http.StatusUnauthorized || c.rejected(resp) {
 		fresh.Answered(c.token, resp.StatusCode)
+	} else if c.rejected(resp) {
+		fresh.Answered(c.token, http.StatusUnauthorized) // which it stands for
 	}
 	c.credential.metrics.unauthorized(result)
 	return resp, nil
@@ -62,9 +73,9 @@ func (c *call) sender() tokensource.Sender {
 	return tokensource.Sender{Client: client, Method: c.req.Method, Path: c.req.URL.Path}
 }
 
-// prepareReplay gets a fresh token and the body of the second request. Where
-// that is not possible, result says why.
-func (c *call) prepareReplay() (result string, fresh *tokensource.Fresh, second io.ReadCloser) {
+// prepareReplay gets a fresh token and the body of the second request, after an
+// answer of that status. Where that is not possible, result says why.
+func (c *call) prepareReplay(status int) (result string, fresh *tokensource.Fresh, second io.ReadCloser) {
 	fresh = c.credential.source.Rejected(c.token, c.sender())
 	if fresh == nil {
 		return unauthorizedHeldBack, nil, nil
@@ -72,7 +83,8 @@ func (c *call) prepareReplay() (result string, fresh *tokensource.Fresh, second 
 	if fresh.First {
 		go c.app.emit(eventTokenRejected, c.credential, nil) // not at the cost of the request
 	}
-	if !c.replays(c.req.Method) || !c.body.Replayable() {
+	certain := status == http.StatusUnauthorized || slices.Contains(safeMethods, c.req.Method)
+	if !certain || !c.replays(c.req.Method) || !c.body.Replayable() {
 		return unauthorizedNotReplayable, nil, nil
 	}
 	start := time.Now()

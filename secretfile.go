@@ -29,7 +29,15 @@ func warnOfSecret(logger *zap.Logger, name, value string) {
 	if value != "" && !option.IsPlaceholder(strings.ReplaceAll(value, option.Tenant, "tenant")) {
 		logger.Warn("a secret is written in the config itself; give it as {env.NAME} or {file./path}", zap.String("option", name))
 	}
-	if path, ok := openFile(value); ok {
+	if path, ok := secretFile(value); ok {
+		warnOfFile(logger, name, path)
+	}
+}
+
+// warnOfFile warns where everyone on this machine may read the file at path, of the
+// secret that an option has.
+func warnOfFile(logger *zap.Logger, name, path string) {
+	if isOpenFile(path) {
 		logger.Warn(openFileMessage, zap.String("option", name), zap.String("file", path))
 	}
 }
@@ -40,8 +48,8 @@ const openFileMessage = "everyone on this machine may read the file of a secret;
 // may read. Those of many tenants may be like that: leftOut says how many there were.
 func (ts *tenants) warnOfOpenFile(credential string, provider tokenprovider.Provider) {
 	for name, value := range provider.SecretOptions() {
-		path, open := openFile(value)
-		if !open {
+		path, ok := secretFile(value)
+		if !ok || !isOpenFile(path) {
 			continue
 		}
 		if leftOut, ok := ts.warned.next(time.Now()); ok {
@@ -51,15 +59,14 @@ func (ts *tenants) warnOfOpenFile(credential string, provider tokenprovider.Prov
 	}
 }
 
-// openFile returns the file that value stands for if everyone on this machine may read it.
-func openFile(value string) (path string, open bool) {
-	path, ok := secretFile(value)
-	if !ok || runtime.GOOS == "windows" { // where modes say nothing about that
-		return "", false
+// isOpenFile reports whether everyone on this machine may read the file at path, or
+// what it leads to if it is a symbolic link.
+func isOpenFile(path string) bool {
+	if runtime.GOOS == "windows" { // where modes say nothing about that
+		return false
 	}
-	// of what a symbolic link leads to; one that is not there has failed already
-	info, err := os.Stat(path)
-	return path, err == nil && info.Mode().Perm()&0o004 != 0
+	info, err := os.Stat(path) // one that is not there has failed already
+	return err == nil && info.Mode().Perm()&0o004 != 0
 }
 
 // secretFile returns the path of a value that is {file./path} and nothing else.

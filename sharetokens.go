@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/caddyserver/certmagic"
+	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -141,12 +142,21 @@ func storageName(storage certmagic.Storage) string {
 }
 
 // shared returns what shares the token of a credential; nil if tokens are not
-// shared.
-func (a *App) shared(name, identity string) tokensource.Shared {
+// shared, or if there is no secret that lasts, under which it could be sealed.
+func (a *App) shared(c *activeCredential, name string) tokensource.Shared {
 	if a.store == nil {
 		return nil
 	}
-	return a.store.Credential(name, identity)
+	if slices.Contains(c.fingerprints, tokensource.Fingerprint(nil)) {
+		c.store = nil
+		credential := name
+		if c.tenant != "" { // once for all of them
+			credential = c.tenants.family.name()
+		}
+		a.warnOnce(a.logger, "the token of a credential without a lasting secret cannot be shared; each instance has one of its own", zap.String("credential", credential))
+		return nil
+	}
+	return a.store.Credential(name, c.identity)
 }
 
 // cleanUpStore deletes what nobody needs any more from the store until the app

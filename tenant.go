@@ -26,8 +26,16 @@ func isTenantName(name string) bool { return credentialName.MatchString(name) }
 
 // hasTenants reports whether the credential has a value of its own for each tenant.
 func (c *Credential) hasTenants() bool {
-	in := func(text string) bool { return strings.Contains(text, option.Tenant) }
-	return bytes.Contains(c.ProviderRaw, []byte(option.Tenant)) || slices.ContainsFunc(c.TokenCA, in)
+	return bytes.Contains(c.ProviderRaw, []byte(option.Tenant)) || c.hasTenantFiles()
+}
+
+// hasTenantFiles reports whether each tenant has authorities or a certificate of its own.
+func (c *Credential) hasTenantFiles() bool {
+	files := c.TokenCA
+	if c.TokenCert != nil {
+		files = append(slices.Clip(files), c.TokenCert.Certificate, c.TokenCert.Key)
+	}
+	return slices.ContainsFunc(files, func(file string) bool { return strings.Contains(file, option.Tenant) })
 }
 
 // forTenant returns the credential of one tenant. The name is one, so that it can
@@ -35,6 +43,10 @@ func (c *Credential) hasTenants() bool {
 func (c Credential) forTenant(name string) Credential {
 	c.ProviderRaw = bytes.ReplaceAll(c.ProviderRaw, []byte(option.Tenant), []byte(name))
 	c.TokenCA = valuesForTenant(c.TokenCA, name)
+	if cert := c.TokenCert; cert != nil {
+		files := valuesForTenant([]string{cert.Certificate, cert.Key}, name)
+		c.TokenCert = &TokenCert{Certificate: files[0], Key: files[1]}
+	}
 	c.MaxTenants = 0
 	return c
 }

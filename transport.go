@@ -112,6 +112,7 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if t.headers, err = newHeaderFilter(t.api, t.KeepHeaders); err != nil {
 		return fmt.Errorf("credential %s: %w", name, err)
 	}
+	sent.lookIn(t.api.TokenHeader)
 	t.headers.dropsKeys(t.app.callers.keyHeaders(t.api))
 	own, ownProvider, err := t.ownToken(name, provider)
 	if err != nil {
@@ -173,7 +174,7 @@ func (t *Transport) configured(ctx caddy.Context) (string, tokenprovider.Provide
 	case t.CredentialName == "":
 		return "", nil, Credential{}, errors.New("credential or provider is required")
 	case !reflect.DeepEqual(t.Credential, Credential{}):
-		return "", nil, Credential{}, fmt.Errorf("credential %s: refresh_before, token_timeout, token_ca and revoke_on_stop belong where it is defined", t.CredentialName)
+		return "", nil, Credential{}, fmt.Errorf("credential %s: refresh_before, token_timeout, token_ca, token_cert and revoke_on_stop belong where it is defined", t.CredentialName)
 	}
 
 	provider, ok := t.app.named[t.CredentialName]

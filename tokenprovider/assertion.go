@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"math"
 	"strings"
 	"time"
@@ -89,7 +88,7 @@ func parseAssertion(assertion string) (assertionTimes, error) {
 	var times assertionTimes
 	parts := strings.Split(assertion, ".")
 	if len(parts) != 3 {
-		return times, fmt.Errorf("is not a signed JWT: it has %d parts, separated by dots, instead of 3", len(parts))
+		return times, errors.New("is not a signed JWT, which has 3 parts separated by dots")
 	}
 	for _, part := range parts {
 		if _, err := base64.RawURLEncoding.Strict().DecodeString(part); err != nil || part == "" || strings.ContainsAny(part, "\r\n") {

@@ -69,6 +69,12 @@ func NewClient(roots *x509.CertPool) *http.Client {
 	}
 }
 
+// PresentCertificate has client, which NewClient has made, authenticate by the
+// certificate that get returns at each TLS handshake in which a server asks for one.
+func PresentCertificate(client *http.Client, get func(*tls.CertificateRequestInfo) (*tls.Certificate, error)) {
+	client.Transport.(*http.Transport).TLSClientConfig.GetClientCertificate = get
+}
+
 // RequestToken posts one token request and reads the token out of the answer.
 // The error is an *Error.
 func RequestToken(ctx context.Context, client *http.Client, r Request) (*Token, error) {
