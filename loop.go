@@ -11,6 +11,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
 	"github.com/caddy-egress/caddy-egress/tokensource"
 )
 
@@ -27,25 +28,29 @@ type tokensSent struct {
 
 	loops atomic.Int64 // requests that have been here before
 
-	// headers are those in which tokens are sent, Authorization aside, as the
-	// replacer calls them. They are not many; nil: there are none.
-	headers atomic.Pointer[[]string]
+	// places are those in which tokens are sent otherwise than as Bearer in
+	// Authorization. They are not many; nil: none.
+	places atomic.Pointer[[]tokenPlace]
 }
 
-// lookIn has tokens looked for in the header of that name, too.
-func (s *tokensSent) lookIn(name string) {
-	if name == "" || name == "Authorization" {
+// tokenPlace is a header with a token, as the replacer calls it, and what stands
+// before the token.
+type tokenPlace struct{ header, prefix string }
+
+// lookIn has tokens looked for where api wants them, too.
+func (s *tokensSent) lookIn(api tokenprovider.API) {
+	if api.TokenHeader == "" {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var headers []string
-	if before := s.headers.Load(); before != nil {
-		headers = slices.Clone(*before)
+	var places []tokenPlace
+	if before := s.places.Load(); before != nil {
+		places = slices.Clone(*before)
 	}
-	if key := "http.request.header." + name; !slices.Contains(headers, key) {
-		headers = append(headers, key)
-		s.headers.Store(&headers)
+	if place := (tokenPlace{"http.request.header." + api.TokenHeader, api.TokenPrefix}); !slices.Contains(places, place) {
+		places = append(places, place)
+		s.places.Store(&places)
 	}
 }
 
@@ -69,10 +74,8 @@ func (s *tokensSent) add(t *tokensource.Token) {
 	s.expires[key] = t.Expires
 }
 
-// has reports whether the value of a header is one of them, with or without
-// something before it.
-func (s *tokensSent) has(value string) bool {
-	token := value[strings.LastIndexByte(value, ' ')+1:]
+// has reports whether token is one of them.
+func (s *tokensSent) has(token string) bool {
 	key := sha256.Sum256([]byte(token))
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -86,21 +89,21 @@ func (s *tokensSent) checkLoop(repl *caddy.Replacer) *refusal {
 	if repl == nil {
 		return nil
 	}
-	back := s.isIn("http.request.header.Authorization", repl)
-	if headers := s.headers.Load(); headers != nil && !back {
-		back = slices.ContainsFunc(*headers, func(header string) bool { return s.isIn(header, repl) })
+	authorization, _ := repl.GetString("http.request.header.Authorization")
+	scheme, token, _ := strings.Cut(authorization, " ")
+	back := strings.EqualFold(scheme, "Bearer") && s.has(token)
+	if places := s.places.Load(); places != nil && !back {
+		back = slices.ContainsFunc(*places, func(p tokenPlace) bool {
+			value, _ := repl.GetString(p.header)
+			token, ok := strings.CutPrefix(value, p.prefix)
+			return ok && token != "" && s.has(token)
+		})
 	}
 	if !back {
 		return nil
 	}
 	s.loops.Add(1)
 	return loopRefusal()
-}
-
-// isIn reports whether one of them is in a header of the request of repl.
-func (s *tokensSent) isIn(header string, repl *caddy.Replacer) bool {
-	value, _ := repl.GetString(header)
-	return value != "" && s.has(value)
 }
 
 // cameBack reports whether resp is the answer of checkLoop, of which there were

@@ -112,7 +112,7 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if t.headers, err = newHeaderFilter(t.api, t.KeepHeaders); err != nil {
 		return fmt.Errorf("credential %s: %w", name, err)
 	}
-	sent.lookIn(t.api.TokenHeader)
+	sent.lookIn(t.api)
 	t.headers.dropsKeys(t.app.callers.keyHeaders(t.api))
 	own, ownProvider, err := t.ownToken(name, provider)
 	if err != nil {

@@ -28,12 +28,21 @@ type authServer struct {
 	node     string
 	address  string
 	lifetime time.Duration // of its tokens
+	config   string        // file of what else it has; empty: one client with a secret
 	cmd      *exec.Cmd     // nil while it does not run
 	stdin    io.Closer     // it ends with that
 }
 
 // startAuthServer starts an authorization server that issues tokens of lifetime.
 func startAuthServer(t *testing.T, lifetime time.Duration) *authServer {
+	t.Helper()
+	s := newAuthServer(t, lifetime)
+	s.start()
+	return s
+}
+
+// newAuthServer returns an authorization server that does not run yet.
+func newAuthServer(t *testing.T, lifetime time.Duration) *authServer {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("takes seconds")
@@ -48,7 +57,6 @@ func startAuthServer(t *testing.T, lifetime time.Duration) *authServer {
 			s.kill()
 		}
 	})
-	s.start()
 	return s
 }
 
@@ -63,7 +71,7 @@ func (s *authServer) tryStart() bool {
 	s.t.Helper()
 	cmd := exec.CommandContext(s.t.Context(), s.node, "server.mjs", egresstest.Port(s.address), fmt.Sprint(s.lifetime.Seconds()))
 	cmd.Dir = authServerDir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.t.TempDir(), "CLIENT_SECRET=" + egresstest.Secret}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.t.TempDir(), "CLIENT_SECRET=" + egresstest.Secret, "CONFIG=" + s.config}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	stdin, err := cmd.StdinPipe()

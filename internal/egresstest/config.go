@@ -55,7 +55,8 @@ func CheckCaddyfile(t *testing.T, text string) {
 
 // Provide sets the environment variables that text refers to, makes the files
 // below /run/secrets elsewhere, and returns text with their paths. All hold
-// [Secret], to which those of callers, who need a key each, add their name.
+// [Secret], to which those of callers, who need a key each, add their name; those
+// in PEM hold a private key.
 // Certificate authorities below /etc are elsewhere, too.
 func Provide(t *testing.T, text string) string {
 	t.Helper()
@@ -73,6 +74,10 @@ func Provide(t *testing.T, text string) string {
 		content := Secret
 		if strings.HasPrefix(file[1], "/run/secrets/callers/") {
 			content += filepath.Base(path)
+		}
+		if filepath.Ext(path) == ".pem" {
+			_, key := KeyPair(t)
+			content = ReadText(t, key)
 		}
 		if err := os.WriteFile(path, []byte(content+"\n"), 0o600); err != nil {
 			t.Fatal(err)
