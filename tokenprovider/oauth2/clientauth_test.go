@@ -239,6 +239,10 @@ func TestClientAssertion(t *testing.T) {
 		t.Errorf("half an assertion: %v", err)
 	}
 	wiretest.NoLeak(t, err, assertion("half")[:20])
+	p.Params = map[string]string{"client_assertion": "a"}
+	if err := p.Validate(); err == nil || err.Error() != "param client_assertion: has an option of its own" {
+		t.Errorf("a parameter that it sets itself: %v", err)
+	}
 	if n := len(server.Requests()); n != 2 {
 		t.Errorf("%d requests, want none with half an assertion", n)
 	}

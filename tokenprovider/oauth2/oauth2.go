@@ -176,7 +176,7 @@ func (p *Provider) Validate() error {
 			return option.Errorf("resource", "%q is not an absolute URI without fragment (RFC 8707)", resource)
 		}
 	}
-	if err := validateParams(p.Params); err != nil {
+	if err := p.validateParams(); err != nil {
 		return err
 	}
 	if err := validateHeaders(p.Headers); err != nil {

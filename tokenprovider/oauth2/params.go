@@ -17,21 +17,23 @@ import (
 var secretWords = []string{"secret", "token", "key", "password", "auth", "credential", "assertion"}
 
 // ownParams are the form parameters that options of their own set.
-var ownParams = []string{
-	"grant_type", "client_id", "client_secret", "client_assertion", "client_assertion_type",
-	"scope", "audience", "resource", "token",
-}
+var ownParams = []string{"grant_type", "client_id", "client_secret", "scope", "audience", "resource", "token"}
+
+// assertionParams are those that the methods with an assertion set.
+var assertionParams = []string{"client_assertion", "client_assertion_type"}
 
 // ownHeaders are the request headers that are not an operator's to set.
 var ownHeaders = []string{"Authorization", "Content-Type", "Content-Length", "Host", "Transfer-Encoding", "Connection"}
 
 // validateParams returns an error about the first further parameter that is wrong.
-func validateParams(params map[string]string) error {
-	for name := range params {
+func (p *Provider) validateParams() error {
+	secret := authMethods[p.authMethod()].needs
+	asserts := secret == "private_key" || secret == "client_assertion"
+	for name := range p.Params {
 		if name == "" {
 			return option.Errorf("param", "the name is empty")
 		}
-		if slices.Contains(ownParams, name) {
+		if slices.Contains(ownParams, name) || asserts && slices.Contains(assertionParams, name) {
 			return wrong("param", name, "has an option of its own")
 		}
 	}
