@@ -82,8 +82,9 @@ func TestMoreTenantsAtOnceThanMayBeLive(t *testing.T) {
 	s := newTenantStage(t, "oauth2", names...)
 	s.credential = s.Credential("tenants", "oauth2", "max_tenants 2")
 	s.start()
+	const requests = 3 // for each
 	var wg sync.WaitGroup
-	for range 3 {
+	for range requests {
 		for _, name := range names {
 			wg.Go(func() {
 				req := s.g.Request(http.MethodGet, "/v1/x", nil)
@@ -96,8 +97,8 @@ func TestMoreTenantsAtOnceThanMayBeLive(t *testing.T) {
 		}
 	}
 	wg.Wait()
-	for _, name := range names {
-		if n := s.Count(name); n != 1 {
+	for _, name := range names { // one that lapses while its token is asked for may ask again
+		if n := s.Count(name); n > requests {
 			t.Errorf("%d token requests for %s", n, name)
 		}
 	}
