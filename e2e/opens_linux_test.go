@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"encoding/binary"
+	"maps"
 	"os"
 	"strings"
 	"sync"
@@ -72,9 +73,5 @@ func (o *opened) note(watched map[int32]string, events []byte) {
 func (o *opened) all() map[string]int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	all := make(map[string]int, len(o.names))
-	for name, n := range o.names {
-		all[name] = n
-	}
-	return all
+	return maps.Clone(o.names)
 }

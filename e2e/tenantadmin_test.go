@@ -233,9 +233,11 @@ func TestMetricsOfTenants(t *testing.T) {
 	}
 }
 
-// A health check is for no tenant: it carries nobody's token, and the log says why it fails.
+// A health check is for no tenant, so it carries nobody's token. The directive egress
+// refuses them.
 func TestHealthChecksWithTenants(t *testing.T) {
-	s := newTenantStage(t, "oauth2", "acme").start("egress tenants {\n" + tenantByHeader + healthChecks + "}")
+	s := newTenantStage(t, "oauth2", "acme")
+	s.start("reverse_proxy " + s.URL + " {\n" + healthChecks + "transport egress {\n credential tenants\n" + tenantByHeader + "}\n}")
 	egresstest.Eventually(t, "the end of a health check", func() bool {
 		return strings.Contains(s.g.Log(), "health_checker.active")
 	})
