@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 
@@ -108,4 +109,30 @@ func TestRejectedStatus(t *testing.T) {
 		t.Errorf("%d token requests", n)
 	}
 	ask(http.MethodGet, "/v1/x", http.StatusForbidden, 1) // the server has issued others since
+}
+
+// Where there is no secret that lasts, a token cannot be sealed, and so is not shared.
+func TestTokenWithoutALastingSecretIsNotShared(t *testing.T) {
+	api, tokens, dir := egresstest.NewRecorder(t), egresstest.NewTokens(t), t.TempDir()
+	t.Setenv("EGRESS_TEST_ASSERTION", "eyJhbGciOiJSUzI1NiJ9.e30.c2lnbmF0dXJl")
+	g := egresstest.StartWatched(t, "egress real", egresstest.WithGlobal(fmt.Sprintf(`egress {
+		share_tokens {
+			storage file_system %s
+		}
+		credential real oauth2 %s {
+			token_url %s
+			client_id gateway
+			auth_method client_assertion
+			client_assertion {env.EGRESS_TEST_ASSERTION}
+		}
+	}`, dir, api.URL, tokens.URL)))
+	if resp, body := g.Get("/v1/x"); resp.StatusCode != http.StatusOK {
+		t.Errorf("answered %d %s", resp.StatusCode, body)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("the storage has %v, %v", entries, err)
+	}
+	if lines := g.LogLines("the token of a credential without a lasting secret cannot be shared; each instance has one of its own"); len(lines) != 1 {
+		t.Errorf("%d lines say that the token is not shared, want 1", len(lines))
+	}
 }

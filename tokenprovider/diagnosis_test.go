@@ -68,6 +68,7 @@ func TestDiagnosis(t *testing.T) {
 		"clock a little behind":            {0, 60, ahead(29 * time.Second), "", advice},
 		"clock just too far":               {0, 60, ahead(30 * time.Second), "the clock of this machine is 30s behind that of the server", clock + "; else " + advice},
 		"slow answer":                      {0, 60, refusingServer{status: 401, body: unknown, took: 40 * time.Second, ahead: -40 * time.Second}, "", advice},
+		"slow answer, dated between":       {0, 60, refusingServer{status: 401, body: unknown, took: 40 * time.Second, ahead: -35 * time.Second}, "", advice},
 		"expired, clock behind":            {-3600, -120, ahead(time.Hour), "the client assertion expired at 1999-12-31T23:58:00Z; the clock of this machine is 1h0m0s behind that of the server", renewal + "; else " + clock},
 		"expired by a clock that is ahead": {-3600, -120, ahead(-time.Hour), "the clock of this machine is 1h0m0s ahead of that of the server", clock + "; else " + advice},
 		"another code":                     {-3600, -120, refusingServer{status: 400, body: `{"error":"invalid_grant"}`}, "the client assertion expired at 1999-12-31T23:58:00Z", renewal},
