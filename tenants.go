@@ -193,8 +193,10 @@ func (ts *tenants) activate(t *tenant) error {
 	if err != nil {
 		return err
 	}
-	if provider, err = provider.WithScopes(valuesForTenant(ts.scopes, t.name)); err != nil {
-		return err
+	if scopes := valuesForTenant(ts.scopes, t.name); !sameSet(scopes, provider.Grant().Scopes) {
+		if provider, err = provider.WithScopes(scopes); err != nil {
+			return err
+		}
 	}
 	fingerprints, err := tokensource.Fingerprints(provider)
 	if err != nil {

@@ -109,9 +109,6 @@ func TestCommandsWithTenants(t *testing.T) {
 
 // `caddy egress check --tenant acme` obtains a token of that tenant.
 func TestCheckCommandWithATenant(t *testing.T) {
-	if help := runCaddy(t, "egress", "check", "--help"); !strings.Contains(help.stdout, "--tenant") {
-		t.Skip("check has no --tenant yet")
-	}
 	s := newTenantStage(t, "voucherify", "acme", "wrong")
 	s.Refuse("wrong", true)
 	config := writeConfig(t, "Caddyfile", "{\n admin off\n egress {\n"+s.credential+"}\n}\n:8080 {\n egress tenants {\n"+tenantByHeader+"}\n}\n")

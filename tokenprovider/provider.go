@@ -83,7 +83,7 @@ type Rotating interface {
 	// are configured: each makes its requests with that value alone, and its
 	// Secrets are that value. A token request goes to the next one if the
 	// authorization server does not know the client by this one, or if its value
-	// cannot be read.
+	// cannot be read. nil means that there is one value.
 	Alternatives() []Provider
 }
 

@@ -194,7 +194,7 @@ func TestAlternatives(t *testing.T) {
 	}
 
 	one := at(server.URL)
-	if all := one.Alternatives(); len(all) != 1 || all[0] != tokenprovider.Provider(one) {
+	if all := tokenprovider.Alternatives(one); len(all) != 1 || all[0] != tokenprovider.Provider(one) {
 		t.Errorf("%d alternatives of one value", len(all))
 	}
 	one.ClientSecret = values("a", "b")

@@ -29,8 +29,12 @@ func (p *Provider) validateValues() error {
 	return tokenprovider.CheckPaired("key_id", p.KeyID, name, secrets)
 }
 
-// Alternatives implements tokenprovider.Rotating.
+// Alternatives implements tokenprovider.Rotating. There are none with one value: a
+// provider that embeds this one stands for itself then.
 func (p *Provider) Alternatives() []tokenprovider.Provider {
+	if len(p.secrets()) < 2 {
+		return nil
+	}
 	var all []tokenprovider.Provider
 	for _, alternative := range p.alternatives() {
 		all = append(all, alternative)
