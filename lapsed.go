@@ -14,8 +14,10 @@ import (
 const sweepEvery = 30 * time.Second
 
 // lapsedTenants keep the tokens of tenants that are not live until they expire, so
-// that a tenant which returns costs no token request, nor does a reload. It
-// outlives a config.
+// that a tenant which returns costs no token request, nor does a reload. So they do
+// a token request under way, and a failure while it is remembered: where more tenants
+// are used at a time than can be live, each return would cost another. It outlives a
+// config.
 type lapsedTenants struct {
 	mu    sync.Mutex
 	kept  map[string]lapsedTenant // by identity
@@ -37,7 +39,7 @@ func newLapsedTenants() *lapsedTenants {
 func (l *lapsedTenants) keep(identity string, t lapsedTenant) {
 	l.mu.Lock()
 	expired := l.sweep(time.Now())
-	if l.gone || t.state.Current() == nil {
+	if l.gone || t.state.Idle() {
 		expired = append(expired, t)
 	} else {
 		if before, ok := l.kept[identity]; ok {
@@ -58,7 +60,7 @@ func (l *lapsedTenants) sweep(now time.Time) (expired []lapsedTenant) {
 	}
 	l.swept = now
 	for identity, t := range l.kept {
-		if t.state.Current() == nil {
+		if t.state.Idle() {
 			expired = append(expired, t)
 			delete(l.kept, identity)
 		}

@@ -298,12 +298,11 @@ func (a *App) activate(c *activeCredential, name string, provider tokenprovider.
 	if err != nil {
 		return nil, nil, err
 	}
-	grant, ofAll := provider.Grant(), provider.Grant()
-	ofAll.Scopes = nil // tokens of different scopes use up the same quota
+	grant := provider.Grant()
 	rest = make([]func() error, 3)
 	c.state, token = acquireState(name, c.identity)
 	c.rateLimit, rest[0] = acquireRateLimit(c.identity)
-	c.quota, rest[1] = acquireQuota(c.identityOf(ofAll))
+	c.quota, rest[1] = acquireQuota(c.quotaIdentity(grant))
 	endpoint, release := acquireEndpoint(grant.TokenURL)
 	rest[2] = release
 
@@ -339,17 +338,26 @@ func (a *App) client(c *activeCredential, name string) (*http.Client, error) {
 	if cert := c.options.TokenCert; cert != nil {
 		key = strings.Join([]string{cert.Certificate, cert.Key, key}, "\x00\x00")
 	}
+	if c.tenant != "" && c.tenants.credential.hasTenantFiles() {
+		// gone with the tenant, and others do not wait for its files
+		return a.newClient(c, name)
+	}
 	a.clientsMu.Lock()
 	defer a.clientsMu.Unlock()
 	if client, ok := a.clients[key]; ok {
 		return client, nil
 	}
+	client, err := a.newClient(c, name)
+	if err == nil {
+		a.clients[key] = client
+	}
+	return client, err
+}
+
+func (a *App) newClient(c *activeCredential, name string) (*http.Client, error) {
 	client, err := c.options.tokenClient(a.logger.With(zap.String("credential", name)))
 	if err != nil {
 		return nil, fmt.Errorf("credential %s: %w", name, err)
-	}
-	if c.tenant == "" || !c.tenants.credential.hasTenantFiles() { // one of a tenant's own is gone with it
-		a.clients[key] = client
 	}
 	return client, nil
 }

@@ -77,8 +77,9 @@ func checkTenants(provider tokenprovider.Provider) error {
 	return nil
 }
 
-// tenantIdentity returns the identity of a tenant's credential. It has the tenant
-// in it: what tells tenants apart may be a secret, which an identity does not hold.
+// tenantIdentity returns the identity of the credential of a tenant, by its name. It
+// has the name in it: what tells tenants apart may be a secret, which an identity does
+// not hold.
 func tenantIdentity(grant tokenprovider.Grant, tenant string) string {
 	digest := sha256.Sum256([]byte(grant.Identity() + " tenant " + tenant))
 	return hex.EncodeToString(digest[:])
@@ -176,6 +177,11 @@ func (a *App) useTenants(name string, provider tokenprovider.Provider, options C
 		return used, nil
 	}
 	c := &activeCredential{called: name, identity: identity, options: options, store: a.store, tokenURL: grant.TokenURL}
+	if !options.hasTenantFiles() { // what is the same for all has to be right
+		if _, err := a.client(c, name); err != nil {
+			return nil, err
+		}
+	}
 	var release func() error
 	c.metrics, release = acquireMetrics(name, grant.Provider, true)
 	a.acquired = append(a.acquired, release)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 	"strings"
@@ -185,9 +186,18 @@ func (ts *tenants) setUp(t *tenant) {
 	}
 }
 
+// nameOf returns the name of t's credential.
+func (ts *tenants) nameOf(t *tenant) string { return ts.family.name() + "/" + t.name }
+
 // activate gives t its provider and its token source. The token that it had when
 // it lapsed, or in the config before, is in use again.
-func (ts *tenants) activate(t *tenant) error {
+func (ts *tenants) activate(t *tenant) (err error) {
+	defer func() { // others wait for t, and the next request would panic as well
+		if p := recover(); p != nil {
+			err = errors.New("internal error, see the log")
+			ts.app.logger.Error("setting up a tenant panicked", zap.String("credential", ts.nameOf(t)), zap.Stack("stack"))
+		}
+	}()
 	credential := ts.credential.forTenant(t.name)
 	provider, err := credential.setUp(ts.app.ctx)
 	if err != nil {
@@ -203,11 +213,15 @@ func (ts *tenants) activate(t *tenant) error {
 		return err
 	}
 	c := &activeCredential{tenant: t.name, tenants: ts, options: credential, store: ts.family.store, metrics: ts.family.metrics, tokenURL: ts.family.tokenURL}
-	c.identity, c.fingerprints = c.identityOf(provider.Grant()), fingerprints
-	if t.token, t.rest, err = ts.app.activate(c, ts.family.name()+"/"+t.name, provider); err != nil {
+	name := ts.nameOf(t)
+	// two credentials may differ in their secrets alone, as those of two tenants may
+	c.identity, c.fingerprints = tenantIdentity(provider.Grant(), name), fingerprints
+	if t.token, t.rest, err = ts.app.activate(c, name, provider); err != nil {
 		return err
 	}
-	c.quota.counts.Store(ts.reserves.Load())
+	if ts.reserves.Load() { // else another grant may, of the same quota
+		c.reserve()
+	}
 	ts.warnOfOpenFile(c.name(), provider)
 	t.credential = c
 	return nil
@@ -218,10 +232,10 @@ func (ts *tenants) activate(t *tenant) error {
 func (ts *tenants) remember(t *tenant, err error) {
 	now := time.Now()
 	t.forget = now.Add(unknownFor)
-	if errors.Is(err, option.ErrNoValue) {
+	if errors.Is(err, option.ErrNoValue) || errors.Is(err, fs.ErrNotExist) { // the latter of token_cert or token_ca
 		t.err = fmt.Errorf("%w: %w", errTenantUnknown, err)
 	} else {
-		name := ts.family.name() + "/" + t.name
+		name := ts.nameOf(t)
 		t.err = &tokensource.Error{Credential: name, RetryAfter: unknownFor, Err: err}
 		if leftOut, ok := ts.logged.next(now); ok {
 			ts.app.logger.Error("cannot set up a tenant", zap.String("credential", name), zap.Error(err), zap.Int64("left_out", leftOut))

@@ -33,6 +33,7 @@ type tenantsStage struct {
 	mu       sync.Mutex
 	requests map[string]int // token requests by client
 	padding  int            // of tokens, in bytes
+	delay    time.Duration  // of answers
 }
 
 const tenantLifetime = 10 * time.Minute
@@ -102,6 +103,7 @@ func (s *tenantsStage) RoundTrip(req *http.Request) (*http.Response, error) {
 	if "/"+id+"/token" != req.URL.Path || secret != "secret+of+"+id {
 		s.t.Errorf("%s and its secret are sent to %s", id, req.URL)
 	}
+	time.Sleep(s.delay)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.requests[id]++

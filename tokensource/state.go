@@ -124,6 +124,15 @@ func (st *State) Current() *Token {
 	return nil
 }
 
+// Idle reports whether nothing is lost with st: there is no live token, no token
+// request is under way, and the next one need not wait for its time.
+func (st *State) Idle() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return !st.current.Load().live() && st.request == nil &&
+		(st.failure == nil || Until(st.failure.until, time.Now()) <= 0)
+}
+
 // String keeps a token out of whatever prints a state.
 func (st *State) String() string { return "tokensource.State" }
 

@@ -1,0 +1,199 @@
+package egress
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
+)
+
+// loadAs has the app of ts use another credential with tenants.
+func (s *tenantsStage) loadAs(ts *tenants, name, raw string) *tenants {
+	s.t.Helper()
+	credential := Credential{ProviderRaw: json.RawMessage(raw)}
+	provider, err := credential.loadProvider(ts.app.ctx)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	family, err := ts.app.use(name, provider, credential)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return family.tenants
+}
+
+// Two credentials may differ in what is secret only, which is not in an identity.
+func TestTenantsOfTwoCredentialsShareNoToken(t *testing.T) {
+	s := newTenantsStage(t, 10, "a")
+	raw := `{"name":"oauth2","api_url":"http://127.0.0.1","token_url":"http://127.0.0.1/token","client_id":"one","client_secret":"one","header":{"X-Company":"REGION-{tenant}"}}`
+	eu, err := s.loadAs(s.tenants, "eu", strings.ReplaceAll(raw, "REGION", "eu")).get(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	us, err := s.loadAs(s.tenants, "us", strings.ReplaceAll(raw, "REGION", "us")).get(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if eu.state == us.state {
+		t.Error("eu/a and us/a share a token")
+	}
+}
+
+// What one grant reserves is counted, whoever else uses the tenant.
+func TestQuotaOfTenantIsCounted(t *testing.T) {
+	s := newTenantsStage(t, 10, "a")
+	s.family.reserve()
+	c, err := s.get(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := string(s.credential.ProviderRaw)
+	other, err := s.loadAs(s.tenants, "other", strings.Replace(raw, `"client_id"`, `"scopes":["x"],"client_id"`, 1)).get(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.quota != other.quota {
+		t.Fatal("tokens of other scopes have another quota")
+	}
+	if !c.quota.counts.Load() {
+		t.Error("the quota is not counted any more")
+	}
+}
+
+// A tenant that lapses while its token is being obtained has it when it returns:
+// else more tenants at a time than can be live cost a token request each time.
+func TestTenantLapsesBeforeItsToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTenantsStage(t, 1, "a", "b")
+		s.delay = time.Second
+		first, err := s.get(t.Context(), "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make(chan error)
+		go func() {
+			_, err := first.source.Token(context.Background())
+			got <- err
+		}()
+		synctest.Wait()
+		s.use(s.tenants, "b", 1) // a lapses
+		if err := <-got; err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		s.use(s.tenants, "a", 1)
+	})
+}
+
+// A provider that panics costs its tenant a moment, and nobody else anything.
+func TestTenantWhoseProviderPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTenantsStage(t, 10, "a")
+		good := s.credential
+		s.credential.ProviderRaw = json.RawMessage(`{"name":"panics"}`)
+		for range 2 {
+			_, err := s.get(t.Context(), "a")
+			if err == nil {
+				t.Fatal("a tenant without a provider has a credential")
+			}
+		}
+		if n := len(s.settingUp); n != 0 {
+			t.Errorf("%d tenants are being set up", n)
+		}
+		s.credential = good
+		time.Sleep(2 * unknownFor)
+		s.use(s.tenants, "a", 1)
+	})
+}
+
+type panickingProvider struct{ tokenprovider.Provider }
+
+func (panickingProvider) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: providerNamespace + ".panics", New: func() caddy.Module { return new(panickingProvider) }}
+}
+
+func (panickingProvider) Provision(caddy.Context) error { panic("as a provider may") }
+
+func init() { caddy.RegisterModule(panickingProvider{}) }
+
+// A tenant may be told by its certificate alone.
+func TestTenantWithoutCertificateIsUnknown(t *testing.T) {
+	s := newTenantsStage(t, 10, "a")
+	for name, c := range map[string]Credential{
+		"certificate": {TokenCert: &TokenCert{Certificate: filepath.Join(s.dir, "{tenant}", "cert"), Key: filepath.Join(s.dir, "{tenant}", "key")}},
+		"authorities": {TokenCA: []string{filepath.Join(s.dir, "{tenant}", "ca")}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &tenantsStage{tenants: s.load(10), t: t, dir: s.dir}
+			defer s.end(s.tenants)
+			c.ProviderRaw = s.credential.ProviderRaw
+			s.credential = c
+			s.refused("a")
+		})
+	}
+}
+
+// A file of one tenant that hangs holds up nobody else.
+func TestTenantWhoseAuthoritiesHang(t *testing.T) {
+	s := newTenantsStage(t, 10, "a", "slow")
+	s.credential.TokenCA = []string{filepath.Join(s.dir, "{tenant}", "ca")}
+	pipe := filepath.Join(s.dir, "slow", "ca")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = s.get(context.Background(), "slow")
+	}()
+	for s.find("slow") == nil {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(100 * time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	other := make(chan error, 1)
+	go func() {
+		_, err := s.get(ctx, "a")
+		other <- err
+	}()
+	select {
+	case err := <-other:
+		if errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+	case <-time.After(3 * time.Second):
+		t.Error("another tenant waits for the file")
+	}
+	if w, err := os.OpenFile(pipe, os.O_WRONLY, 0); err == nil {
+		fmt.Fprint(w, "x")
+		w.Close()
+	}
+	<-done
+}
+
+// What all tenants have in common is wrong when the config is loaded.
+func TestTenantsWithoutCommonAuthorities(t *testing.T) {
+	s := newTenantsStage(t, 10)
+	credential := s.credential
+	credential.TokenCA = []string{filepath.Join(s.dir, "ca")}
+	provider, err := credential.loadProvider(s.app.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.app.use("others", provider, credential); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+}
