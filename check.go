@@ -2,6 +2,7 @@ package egress
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -101,6 +102,7 @@ type foundCredential struct {
 	name string // empty for one that a route holds inline
 	Credential
 	tenant    string   // whose it is, if it has {tenant} in it
+	family    string   // what it is called for all tenants, then
 	scopes    []string // of a route, instead of its own
 	idle      bool     // no token is asked for: it has no scopes, and no route uses it
 	allowHTTP bool     // a route that uses it has allow_http
@@ -115,10 +117,25 @@ func (c foundCredential) forTenants(tenants []string) []foundCredential {
 	var all []foundCredential
 	for _, tenant := range tenants {
 		one := c
+		one.family = c.familyName()
 		one.tenant, one.Credential, one.scopes = tenant, c.forTenant(tenant), valuesForTenant(c.scopes, tenant)
 		all = append(all, one)
 	}
 	return all
+}
+
+// familyName returns what logs call a credential with {tenant} in it; empty if it is
+// not right, which check says.
+func (c foundCredential) familyName() string {
+	provider, err := unprovisioned(c.ProviderRaw)
+	if err != nil {
+		return ""
+	}
+	name, _, err := withScopes(cmp.Or(c.name, inlineName(c.Credential, provider)), provider, c.scopes)
+	if err != nil {
+		return ""
+	}
+	return name
 }
 
 // ofTenant returns the name of a credential, or of one of its tenants.

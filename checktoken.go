@@ -78,10 +78,13 @@ func (cs checkedClients) of(c foundCredential, name string, provider tokenprovid
 		key += " "
 	}
 	if !known { // others may have the same identifier, and prove it by something else
-		key += cmp.Or(c.name, string(c.ProviderRaw))
+		key += c.ofTenant(cmp.Or(c.name, string(c.ProviderRaw)))
 	}
 	if cs[key] == nil {
-		cs[key] = &checkedClient{name: cmp.Or(c.name, name), secrets: make([]checkedSecret, len(alternatives))}
+		if c.name != "" {
+			name = c.ofTenant(c.name)
+		}
+		cs[key] = &checkedClient{name: name, secrets: make([]checkedSecret, len(alternatives))}
 		for i := range alternatives {
 			cs[key].secrets[i] = checkedSecret{Number: i + 1, Result: checkNotTried}
 		}
@@ -160,7 +163,7 @@ func (c foundCredential) check(ctx context.Context, clients checkedClients) chec
 		var name string
 		name, provider, err = withScopes(cmp.Or(c.name, inlineName(c.Credential, provider)), provider, c.scopes)
 		if name != "" {
-			result.Credential = c.ofTenant(name)
+			result.Credential = c.ofTenant(cmp.Or(c.family, name))
 		}
 	}
 	if err == nil {

@@ -2,10 +2,14 @@ package egress
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -196,4 +200,38 @@ func TestTenantsWithoutCommonAuthorities(t *testing.T) {
 	if _, err := s.app.use("others", provider, credential); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// check calls tenants as logs do, and tells what came of one from what came of another.
+func TestCheckOfTenants(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusUnauthorized)
+		fmt.Fprint(w, `{"error":"invalid_client"}`)
+	}))
+	defer server.Close()
+	raw := fmt.Sprintf(`{"name":"oauth2","api_url":"http://127.0.0.1","token_url":"%s/token","client_id":"id-{tenant}","client_secret":["{tenant}1","{tenant}2"]}`, server.URL)
+	config := func(credential, transport string) []byte {
+		return fmt.Appendf(nil, `{"apps":{"egress":{"credentials":{%s}},"http":{"servers":{"x":{"listen":[":1"],"routes":[{"handle":[{"handler":"reverse_proxy","transport":{"protocol":"egress",%s,"tenant":"acme"},"upstreams":[{"dial":"127.0.0.1:1"}]}]}]}}}}}`, credential, transport)
+	}
+	for name, c := range map[string][]byte{
+		"tenants":               config(`"tenants":{"provider":`+raw+`}`, `"credential":"tenants"`),
+		"oauth2-" + hashOf(raw): config("", `"provider":`+raw),
+	} {
+		results, err := check(t.Context(), c, nil, []string{"acme", "globex"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, tenant := range []string{"acme", "globex"} {
+			r := results[i]
+			if want := name + "/" + tenant; r.Credential != want || r.client == nil || r.client.name != want || r.SameCauseAs != "" {
+				t.Errorf("%s: got %+v", want, r)
+			}
+		}
+	}
+}
+
+func hashOf(raw string) string {
+	digest := sha256.Sum256([]byte(raw))
+	return hex.EncodeToString(digest[:4])
 }
