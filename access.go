@@ -80,7 +80,7 @@ type accessRow struct {
 
 	RouteAllow []string `json:"route_allow,omitempty"` // both hold
 	GrantAllow []string `json:"grant_allow,omitempty"`
-	Tenant     string   `json:"tenant,omitempty"`  // the placeholder that names it
+	Tenant     string   `json:"tenant,omitempty"`  // its name, or the placeholder that names it
 	Tenants    []string `json:"tenants,omitempty"` // that the grant permits
 	Limit      string   `json:"limit,omitempty"`
 	Reserve    string   `json:"reserve,omitempty"`
@@ -345,6 +345,8 @@ func (r accessRow) limitsText() string {
 	switch {
 	case r.Tenants != nil:
 		limits = append(limits, "tenants "+strings.Join(r.Tenants, " "))
+	case isTenantName(r.Tenant):
+		limits = append(limits, "tenant "+r.Tenant)
 	case r.Tenant != "":
 		limits = append(limits, "any tenant")
 	}

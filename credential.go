@@ -212,12 +212,10 @@ func (c *activeCredential) name() string { return c.called }
 // isFamily reports whether each tenant has a credential of its own in place of c.
 func (c *activeCredential) isFamily() bool { return c.tenants != nil && c.tenant == "" }
 
-// quotaIdentity returns the identity of the client of the API that grant is for:
-// its tokens of different scopes use up the same quota.
-func (c *activeCredential) quotaIdentity(grant tokenprovider.Grant) string {
-	grant.Scopes = nil
+// identityOf returns the identity of a grant of the credential.
+func (c *activeCredential) identityOf(grant tokenprovider.Grant) string {
 	if c.tenant != "" {
-		return tenantIdentity(grant, c.tenant)
+		return tenantIdentity(grant, c.tenants.base+"/"+c.tenant)
 	}
 	return grant.Identity()
 }

@@ -298,11 +298,12 @@ func (a *App) activate(c *activeCredential, name string, provider tokenprovider.
 	if err != nil {
 		return nil, nil, err
 	}
-	grant := provider.Grant()
+	grant, ofAll := provider.Grant(), provider.Grant()
+	ofAll.Scopes = nil // tokens of different scopes use up the same quota
 	rest = make([]func() error, 3)
 	c.state, token = acquireState(name, c.identity)
 	c.rateLimit, rest[0] = acquireRateLimit(c.identity)
-	c.quota, rest[1] = acquireQuota(c.quotaIdentity(grant))
+	c.quota, rest[1] = acquireQuota(c.identityOf(ofAll))
 	endpoint, release := acquireEndpoint(grant.TokenURL)
 	rest[2] = release
 

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -77,9 +78,9 @@ func checkTenants(provider tokenprovider.Provider) error {
 	return nil
 }
 
-// tenantIdentity returns the identity of the credential of a tenant, by its name. It
-// has the name in it: what tells tenants apart may be a secret, which an identity does
-// not hold.
+// tenantIdentity returns the identity of a tenant's credential. It has the names of
+// both in it: what tells tenants apart, or two credentials that have them, may be a
+// secret, which an identity does not hold.
 func tenantIdentity(grant tokenprovider.Grant, tenant string) string {
 	digest := sha256.Sum256([]byte(grant.Identity() + " tenant " + tenant))
 	return hex.EncodeToString(digest[:])
@@ -187,12 +188,24 @@ func (a *App) useTenants(name string, provider tokenprovider.Provider, options C
 	a.acquired = append(a.acquired, release)
 	lapsed, release := acquireLapsed(name)
 	c.tenants = newTenants(a, c, options, grant.Scopes, lapsed)
+	c.tenants.base = a.baseName(options, provider)
 	a.acquired = append(a.acquired, func() error {
 		c.tenants.close()
 		return release()
 	})
 	a.inUse[name] = c
 	return c, nil
+}
+
+// baseName returns the name of a credential with tenants, whatever the scopes of its
+// tokens.
+func (a *App) baseName(options Credential, provider tokenprovider.Provider) string {
+	for _, name := range slices.Sorted(maps.Keys(a.Credentials)) {
+		if reflect.DeepEqual(*a.Credentials[name], options) {
+			return name
+		}
+	}
+	return inlineName(options, provider)
 }
 
 // isPlaceholders reports whether text has placeholders, and all are whole.

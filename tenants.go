@@ -43,6 +43,7 @@ type tenants struct {
 	family     *activeCredential // what they have in common
 	credential Credential        // with {tenant} in it
 	scopes     []string          // with {tenant} in them
+	base       string            // name of the credential, whatever the scopes
 	lapsed     *lapsedTenants
 	reserves   atomic.Bool   // a grant reserves a part of their quotas
 	logged     logLimiter    // log lines about those that cannot be set up
@@ -214,8 +215,7 @@ func (ts *tenants) activate(t *tenant) (err error) {
 	}
 	c := &activeCredential{tenant: t.name, tenants: ts, options: credential, store: ts.family.store, metrics: ts.family.metrics, tokenURL: ts.family.tokenURL}
 	name := ts.nameOf(t)
-	// two credentials may differ in their secrets alone, as those of two tenants may
-	c.identity, c.fingerprints = tenantIdentity(provider.Grant(), name), fingerprints
+	c.identity, c.fingerprints = c.identityOf(provider.Grant()), fingerprints
 	if t.token, t.rest, err = ts.app.activate(c, name, provider); err != nil {
 		return err
 	}

@@ -64,7 +64,9 @@ func TestQuotaOfTenantIsCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	raw := string(s.credential.ProviderRaw)
-	other, err := s.loadAs(s.tenants, "other", strings.Replace(raw, `"client_id"`, `"scopes":["x"],"client_id"`, 1)).get(t.Context(), "a")
+	ofOthers := s.loadAs(s.tenants, "other", strings.Replace(raw, `"client_id"`, `"scopes":["x"],"client_id"`, 1))
+	ofOthers.base = s.base // as that of a route with scopes of its own
+	other, err := ofOthers.get(t.Context(), "a")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,4 +236,17 @@ func TestCheckOfTenants(t *testing.T) {
 func hashOf(raw string) string {
 	digest := sha256.Sum256([]byte(raw))
 	return hex.EncodeToString(digest[:4])
+}
+
+// A route of one tenant is not for any.
+func TestAccessToAFixedTenant(t *testing.T) {
+	for row, want := range map[*accessRow]string{
+		{Tenant: "acme"}:                "tenant acme",
+		{Tenant: "{http.auth.user.id}"}: "any tenant",
+		{Tenant: "{http.auth.user.id}", Tenants: []string{"acme"}}: "tenants acme",
+	} {
+		if got := row.limitsText(); got != want {
+			t.Errorf("%+v: got %q, want %q", row, got, want)
+		}
+	}
 }
