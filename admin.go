@@ -212,12 +212,9 @@ func (a *adminAPI) one(w http.ResponseWriter, r *http.Request) error {
 	if app != nil {
 		c = app.credential(name)
 	}
+	var tenant string
 	if c != nil && c.isFamily() {
-		var tenant string
 		tenant, action, _ = strings.Cut(action, "/")
-		if c, err = ofTenant(r, c, tenant); err != nil {
-			return err
-		}
 	}
 	act, known := actions[action]
 	if !known {
@@ -228,6 +225,11 @@ func (a *adminAPI) one(w http.ResponseWriter, r *http.Request) error {
 	}
 	if err := onlyMethod(w, r, act.method); err != nil {
 		return err
+	}
+	if c.isFamily() {
+		if c, err = ofTenant(r, c, tenant); err != nil {
+			return err
+		}
 	}
 	answer, err := act.do(r.Context(), app, c)
 	if err != nil {

@@ -21,51 +21,73 @@ const sweepEvery = 30 * time.Second
 type lapsedTenants struct {
 	mu    sync.Mutex
 	kept  map[string]lapsedTenant // by identity
-	swept time.Time
-	gone  bool // no config uses it
+	timer *time.Timer             // of the next sweep; nil: nothing is kept
+	gone  bool                    // no config uses it
 }
 
-// lapsedTenant is the token of a tenant, and what gives it up.
+// lapsedTenant is what is kept of a tenant, and what gives it up.
 type lapsedTenant struct {
-	state  *tokensource.State
-	giveUp func() error
+	state     *tokensource.State
+	rateLimit *rateLimit
+	giveUp    []func() error
 }
 
 func newLapsedTenants() *lapsedTenants {
-	return &lapsedTenants{kept: make(map[string]lapsedTenant), swept: time.Now()}
+	return &lapsedTenants{kept: make(map[string]lapsedTenant)}
 }
 
-// keep takes over the token of a tenant, and gives it up once it has expired.
+// keep takes over what is left of a tenant, and gives it up once nobody needs it.
 func (l *lapsedTenants) keep(identity string, t lapsedTenant) {
-	l.mu.Lock()
-	expired := l.sweep(time.Now())
-	if l.gone || t.state.Idle() {
-		expired = append(expired, t)
-	} else {
-		if before, ok := l.kept[identity]; ok {
-			expired = append(expired, before)
-		}
-		l.kept[identity] = t
-	}
-	l.mu.Unlock()
-	for _, t := range expired {
-		_ = t.giveUp()
+	before, replaced := l.put(identity, t)
+	if replaced {
+		before.end()
 	}
 }
 
-// sweep returns those whose token has expired, from time to time. mu is held.
-func (l *lapsedTenants) sweep(now time.Time) (expired []lapsedTenant) {
-	if now.Sub(l.swept) < sweepEvery {
-		return nil
+// put puts t in the place of before, which may be t itself.
+func (l *lapsedTenants) put(identity string, t lapsedTenant) (before lapsedTenant, replaced bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gone || t.isIdle() {
+		return t, true
 	}
-	l.swept = now
+	before, replaced = l.kept[identity]
+	l.kept[identity] = t
+	if l.timer == nil {
+		l.timer = time.AfterFunc(sweepEvery, l.sweep)
+	}
+	return before, replaced
+}
+
+// sweep gives up what nobody needs any more.
+func (l *lapsedTenants) sweep() {
+	var idle []lapsedTenant
+	defer func() {
+		for _, t := range idle {
+			t.end()
+		}
+	}()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for identity, t := range l.kept {
-		if t.state.Idle() {
-			expired = append(expired, t)
+		if t.isIdle() {
+			idle = append(idle, t)
 			delete(l.kept, identity)
 		}
 	}
-	return expired
+	if l.timer = nil; len(l.kept) > 0 {
+		l.timer = time.AfterFunc(sweepEvery, l.sweep)
+	}
+}
+
+// isIdle reports whether nothing of t matters any more.
+func (t lapsedTenant) isIdle() bool { return t.state.Idle() && t.rateLimit.limitedFor(0) == 0 }
+
+// end gives t up.
+func (t lapsedTenant) end() {
+	for _, giveUp := range t.giveUp {
+		_ = giveUp()
+	}
 }
 
 // Destruct implements caddy.Destructor: it gives up all.
@@ -73,25 +95,29 @@ func (l *lapsedTenants) Destruct() error {
 	l.mu.Lock()
 	kept := l.kept
 	l.kept, l.gone = nil, true
+	if l.timer != nil {
+		l.timer.Stop()
+	}
 	l.mu.Unlock()
 
 	// at the same time, since each may wait for its token to be revoked
 	var wg sync.WaitGroup
 	for _, t := range kept {
-		wg.Go(func() { _ = t.giveUp() })
+		wg.Go(t.end)
 	}
 	wg.Wait()
 	return nil
 }
 
-// lapsed are the lapsed tenants, by the name of their credential.
+// lapsed are the lapsed tenants, by name and identity of their credential.
 var lapsed = caddy.NewUsagePool()
 
 // acquireLapsed returns the lapsed tenants of a credential, and what gives them up.
-func acquireLapsed(name string) (*lapsedTenants, func() error) {
-	pooled, _ := lapsed.LoadOrStore(name, newLapsedTenants())
+func acquireLapsed(name, identity string) (*lapsedTenants, func() error) {
+	key := name + " " + identity
+	pooled, _ := lapsed.LoadOrStore(key, newLapsedTenants())
 	return pooled.(*lapsedTenants), func() error {
-		_, err := lapsed.Delete(name)
+		_, err := lapsed.Delete(key)
 		return err
 	}
 }

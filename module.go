@@ -266,11 +266,11 @@ func (a *App) use(name string, provider tokenprovider.Provider, options Credenti
 	var release func() error
 	c.metrics, release = acquireMetrics(name, provider.Grant().Provider, false)
 	a.acquired = append(a.acquired, release)
-	token, rest, err := a.activate(c, name, provider)
+	kept, rest, err := a.activate(c, name, provider)
 	if err != nil {
 		return nil, err
 	}
-	a.acquired = append(append(a.acquired, token), rest...)
+	a.acquired = slices.Concat(a.acquired, kept, rest)
 	a.inUse[name], a.byIdentity[identity] = c, c
 	return c, nil
 }
@@ -291,21 +291,21 @@ func (a *App) send(c *activeCredential) {
 	}
 }
 
-// activate gives c its token source. What is pooled of it outlives the config: token
-// gives up its token, rest all else.
-func (a *App) activate(c *activeCredential, name string, provider tokenprovider.Provider) (token func() error, rest []func() error, err error) {
+// activate gives c its token source. What is pooled of it outlives the config: kept
+// gives up its token and what the API has said of its rate limit, rest all else.
+func (a *App) activate(c *activeCredential, name string, provider tokenprovider.Provider) (kept, rest []func() error, err error) {
 	client, err := a.client(c, name)
 	if err != nil {
 		return nil, nil, err
 	}
 	grant, ofAll := provider.Grant(), provider.Grant()
 	ofAll.Scopes = nil // tokens of different scopes use up the same quota
-	rest = make([]func() error, 3)
-	c.state, token = acquireState(name, c.identity)
-	c.rateLimit, rest[0] = acquireRateLimit(c.identity)
-	c.quota, rest[1] = acquireQuota(c.identityOf(ofAll))
+	kept, rest = make([]func() error, 2), make([]func() error, 2)
+	c.state, kept[0] = acquireState(name, c.identity)
+	c.rateLimit, kept[1] = acquireRateLimit(c.identity)
+	c.quota, rest[0] = acquireQuota(c.identityOf(ofAll))
 	endpoint, release := acquireEndpoint(grant.TokenURL)
-	rest[2] = release
+	rest[1] = release
 
 	c.called = name
 	c.source = tokensource.New(tokensource.Options{
@@ -329,7 +329,7 @@ func (a *App) activate(c *activeCredential, name string, provider tokenprovider.
 		},
 		Logger: a.logger,
 	})
-	return token, rest, nil
+	return kept, rest, nil
 }
 
 // client returns the client of token endpoints with the authorities and the

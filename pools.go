@@ -107,7 +107,19 @@ func (s pooledState) Destruct() error {
 	return nil
 }
 
+// retiring has a value for each credential that ends. Thousands may end at a time, and
+// each may make a request to have its token revoked.
+var retiring = make(chan struct{}, 64)
+
 func (s pooledState) retire(timeout time.Duration) {
+	place := time.NewTimer(timeout)
+	defer place.Stop()
+	select {
+	case retiring <- struct{}{}:
+		defer func() { <-retiring }()
+	case <-place.C: // what is left of it expires
+		return
+	}
 	if err := s.Retire(timeout, timeout); err != nil {
 		// the config's logger is closed by now
 		caddy.Log().Named("egress").Warn("could not revoke the token; it is left to expire",

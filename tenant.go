@@ -134,8 +134,8 @@ func (c *call) findTenant() (*refusal, error) {
 	if c.probe {
 		return nil, errProbeTenant
 	}
-	name := c.repl.ReplaceAll(c.Tenant, "")
-	if !isTenantName(name) {
+	name, err := c.repl.ReplaceOrErr(c.Tenant, true, true) // of several placeholders, none may be empty
+	if err != nil || !isTenantName(name) {
 		return tenantInvalid, nil
 	}
 	if c.granted != nil && !c.granted.isFor(name) {
@@ -186,7 +186,7 @@ func (a *App) useTenants(name string, provider tokenprovider.Provider, options C
 	var release func() error
 	c.metrics, release = acquireMetrics(name, grant.Provider, true)
 	a.acquired = append(a.acquired, release)
-	lapsed, release := acquireLapsed(name)
+	lapsed, release := acquireLapsed(name, identity)
 	c.tenants = newTenants(a, c, options, grant.Scopes, lapsed)
 	c.tenants.base = a.baseName(options, provider)
 	a.acquired = append(a.acquired, func() error {

@@ -64,7 +64,7 @@ type tenant struct {
 	name       string
 	done       chan struct{}
 	credential *activeCredential
-	token      func() error   // gives up its token, which outlives it
+	kept       []func() error // give up what outlives it: its token, and what the API has said of its rate limit
 	rest       []func() error // give up what else is pooled
 	err        error          // it could not be set up
 	forget     time.Time      // until then; mu is held
@@ -216,7 +216,7 @@ func (ts *tenants) activate(t *tenant) (err error) {
 	c := &activeCredential{tenant: t.name, tenants: ts, options: credential, store: ts.family.store, metrics: ts.family.metrics, tokenURL: ts.family.tokenURL}
 	name := ts.nameOf(t)
 	c.identity, c.fingerprints = c.identityOf(provider.Grant()), fingerprints
-	if t.token, t.rest, err = ts.app.activate(c, name, provider); err != nil {
+	if t.kept, t.rest, err = ts.app.activate(c, name, provider); err != nil {
 		return err
 	}
 	if ts.reserves.Load() { // else another grant may, of the same quota
@@ -271,9 +271,9 @@ func (ts *tenants) lapse(element *list.Element) {
 	}()
 }
 
-// release leaves the token of t to those that have lapsed, and gives up the rest.
+// release leaves what outlives t to those that have lapsed, and gives up the rest.
 func (ts *tenants) release(t *tenant) {
-	ts.lapsed.keep(t.credential.identity, lapsedTenant{t.credential.state, t.token})
+	ts.lapsed.keep(t.credential.identity, lapsedTenant{t.credential.state, t.credential.rateLimit, t.kept})
 	for _, giveUp := range t.rest {
 		_ = giveUp()
 	}

@@ -33,6 +33,7 @@ type tenantsStage struct {
 	mu       sync.Mutex
 	requests map[string]int // token requests by client
 	padding  int            // of tokens, in bytes
+	scopes   string         // of the credential, in JSON
 	delay    time.Duration  // of answers
 }
 
@@ -60,7 +61,7 @@ func (s *tenantsStage) load(max int) *tenants {
 		ctx: caddy.Context{Context: ctx}, logger: zap.NewNop(), refresher: tokensource.NewRefresher(), started: make(chan struct{}),
 		inUse: make(map[string]*activeCredential), clients: map[string]*http.Client{"": {Transport: s}},
 	}
-	raw := fmt.Sprintf(`{"name":"oauth2","api_url":"http://127.0.0.1","token_url":"http://localhost/{tenant}/token","client_id":"{file.%[1]s/{tenant}/id}","client_secret":"{file.%[1]s/{tenant}/secret}"}`, s.dir)
+	raw := fmt.Sprintf(`{"name":"oauth2","api_url":"http://127.0.0.1","token_url":"http://localhost/{tenant}/token","client_id":"{file.%[1]s/{tenant}/id}","client_secret":"{file.%[1]s/{tenant}/secret}","scopes":[%s]}`, s.dir, s.scopes)
 	credential := Credential{ProviderRaw: []byte(raw), MaxTenants: max}
 	provider, err := credential.loadProvider(app.ctx)
 	if err != nil {
@@ -204,6 +205,43 @@ func TestTenantsOverReloads(t *testing.T) {
 		}
 		s.tenants = s.load(2)
 		s.use(s.tenants, "a", 2)
+	})
+}
+
+// What the API has said of a rate limit counts until it is over, whether or not the
+// tenant is live.
+func TestRateLimitOfALapsedTenant(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTenantsStage(t, 1, "a", "b")
+		s.use(s.tenants, "a", 1)
+		s.peek("a").rateLimit.limit(time.Now(), time.Hour)
+		s.use(s.tenants, "b", 1) // a lapses
+		time.Sleep(2 * tenantLifetime)
+		next := s.load(1)
+		s.end(s.tenants)
+		s.tenants = next
+		s.use(s.tenants, "a", 2)
+		if left := s.peek("a").rateLimit.limitedFor(0); left != time.Hour-2*tenantLifetime {
+			t.Errorf("the rate is limited for %v more", left)
+		}
+	})
+}
+
+// A config with another credential of the same name ends the tokens of the first.
+func TestTenantsOfAnotherCredential(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTenantsStage(t, 2, "a")
+		before := stored()
+		s.use(s.tenants, "a", 1)
+		s.scopes = `"x"`
+		next := s.load(2)
+		s.end(s.tenants)
+		s.tenants = next
+		s.use(s.tenants, "a", 2)
+		synctest.Wait()
+		if n := stored() - before; n != 1 {
+			t.Errorf("%d states are kept, want that of the credential in use", n)
+		}
 	})
 }
 

@@ -145,6 +145,10 @@ func TestTenantsShareTokensWithTheNextRun(t *testing.T) {
 	s.start()
 	s.serves("acme", 1)
 	s.serves("globex", 1)
+	egresstest.Eventually(t, "both tokens in the storage", func() bool { // they are stored after the requests are answered
+		entries, _ := filepath.Glob(filepath.Join(dir, "egress", "tokens", "*"))
+		return len(entries) == 2
+	})
 	if err := caddy.Stop(); err != nil {
 		t.Fatal(err)
 	}

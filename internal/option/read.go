@@ -22,6 +22,11 @@ const maxPatience = time.Hour
 // errTooSlow says that a file was not read in time.
 var errTooSlow = errors.New("reading takes too long")
 
+// places bound how many reads of files are under way: each has a thread, also while
+// it hangs, and the runtime ends a process that has very many. A read that gets no
+// place in time takes too long.
+var places = make(chan struct{}, 512)
+
 // reads are those of files that have not ended, by the value that they are for.
 var reads = struct {
 	mu    sync.Mutex
@@ -69,9 +74,7 @@ func reading(value string) *read {
 	}
 	reads.begun[value] = r
 	go func() {
-		if r.value, r.err = "", ErrNoValue; filesExist(value) {
-			r.value, r.err = caddy.NewReplacer().ReplaceOrErr(value, true, true)
-		}
+		r.value, r.err = readFiles(value)
 		reads.mu.Lock()
 		defer reads.mu.Unlock()
 		if reads.begun[value] == r {
@@ -80,6 +83,22 @@ func reading(value string) *read {
 		close(r.done)
 	}()
 	return r
+}
+
+// readFiles returns value with its placeholders replaced.
+func readFiles(value string) (string, error) {
+	place := time.NewTimer(readTimeout)
+	defer place.Stop()
+	select {
+	case places <- struct{}{}:
+		defer func() { <-places }()
+	case <-place.C:
+		return "", errTooSlow
+	}
+	if !filesExist(value) {
+		return "", ErrNoValue
+	}
+	return caddy.NewReplacer().ReplaceOrErr(value, true, true)
 }
 
 // filePlaceholder matches a placeholder of a file.

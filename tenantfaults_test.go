@@ -17,10 +17,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/caddyserver/caddy/v2"
-
-	"github.com/caddy-egress/caddy-egress/tokenprovider"
 )
 
 // loadAs has the app of ts use another credential with tenants.
@@ -103,12 +99,13 @@ func TestTenantLapsesBeforeItsToken(t *testing.T) {
 	})
 }
 
-// A provider that panics costs its tenant a moment, and nobody else anything.
-func TestTenantWhoseProviderPanics(t *testing.T) {
+// A panic while a tenant is set up, as of a provider, costs it a moment, and nobody
+// else anything.
+func TestTenantWhoseSetUpPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTenantsStage(t, 10, "a")
-		good := s.credential
-		s.credential.ProviderRaw = json.RawMessage(`{"name":"panics"}`)
+		good := s.app.clients
+		s.app.clients = nil // an entry cannot be added
 		for range 2 {
 			_, err := s.get(t.Context(), "a")
 			if err == nil {
@@ -118,21 +115,11 @@ func TestTenantWhoseProviderPanics(t *testing.T) {
 		if n := len(s.settingUp); n != 0 {
 			t.Errorf("%d tenants are being set up", n)
 		}
-		s.credential = good
+		s.app.clients = good
 		time.Sleep(2 * unknownFor)
 		s.use(s.tenants, "a", 1)
 	})
 }
-
-type panickingProvider struct{ tokenprovider.Provider }
-
-func (panickingProvider) CaddyModule() caddy.ModuleInfo {
-	return caddy.ModuleInfo{ID: providerNamespace + ".panics", New: func() caddy.Module { return new(panickingProvider) }}
-}
-
-func (panickingProvider) Provision(caddy.Context) error { panic("as a provider may") }
-
-func init() { caddy.RegisterModule(panickingProvider{}) }
 
 // A tenant may be told by its certificate alone.
 func TestTenantWithoutCertificateIsUnknown(t *testing.T) {
