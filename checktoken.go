@@ -71,7 +71,7 @@ func (cs checkedClients) of(c foundCredential, name string, provider tokenprovid
 	key, known := grant.Identity(), false
 	alternatives := tokenprovider.Alternatives(provider)
 	for _, alternative := range alternatives {
-		if secrets, err := alternative.Secrets(); err == nil && len(secrets) > 0 {
+		if secrets, err := alternative.Secrets(); err == nil && tokenprovider.HasLasting(secrets) {
 			fingerprint := tokensource.Fingerprint(secrets)
 			key, known = key+string(fingerprint[:]), true
 		}

@@ -313,7 +313,7 @@ func (a *App) activate(c *activeCredential, name string, provider tokenprovider.
 		Provider:      provider,
 		Client:        client,
 		State:         c.state,
-		Shared:        a.shared(c, name),
+		Shared:        a.shared(c, name, provider),
 		Fingerprints:  c.fingerprints,
 		Refresher:     a.refresher,
 		Endpoint:      endpoint,

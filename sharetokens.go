@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-egress/caddy-egress/internal/option"
+	"github.com/caddy-egress/caddy-egress/tokenprovider"
 	"github.com/caddy-egress/caddy-egress/tokensource"
 	"github.com/caddy-egress/caddy-egress/tokenstore"
 )
@@ -143,11 +144,11 @@ func storageName(storage certmagic.Storage) string {
 
 // shared returns what shares the token of a credential; nil if tokens are not
 // shared, or if there is no secret that lasts, under which it could be sealed.
-func (a *App) shared(c *activeCredential, name string) tokensource.Shared {
+func (a *App) shared(c *activeCredential, name string, provider tokenprovider.Provider) tokensource.Shared {
 	if a.store == nil {
 		return nil
 	}
-	if slices.Contains(c.fingerprints, tokensource.Fingerprint(nil)) {
+	if lacksLasting(provider) {
 		c.store = nil
 		credential := name
 		if c.tenant != "" { // once for all of them
@@ -157,6 +158,15 @@ func (a *App) shared(c *activeCredential, name string) tokensource.Shared {
 		return nil
 	}
 	return a.store.Credential(name, c.identity)
+}
+
+// lacksLasting reports whether a value of the secret, of those that are at hand, has
+// nothing that lasts.
+func lacksLasting(provider tokenprovider.Provider) bool {
+	return slices.ContainsFunc(tokenprovider.Alternatives(provider), func(p tokenprovider.Provider) bool {
+		secrets, err := p.Secrets()
+		return err == nil && !tokenprovider.HasLasting(secrets)
+	})
 }
 
 // cleanUpStore deletes what nobody needs any more from the store until the app

@@ -44,7 +44,8 @@ type Provider interface {
 
 	// Secrets returns the secrets of the credential as they are now. They may
 	// live in files that change, so every token request reads them anew. The
-	// error names the option that has no value, never a value.
+	// error names the option that has no value, never a value. The first is that of
+	// the client, which lasts: without one there are none, or an empty one is first.
 	Secrets() ([]Secret, error)
 
 	// SecretOptions returns the options that hold a secret, by name, with their

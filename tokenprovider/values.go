@@ -78,6 +78,11 @@ func Alternatives(p Provider) []Provider {
 	return []Provider{p}
 }
 
+// HasLasting reports whether secrets, which a provider returned, have one of the client
+// that lasts. Others alone, such as those of headers, may be easy to guess: nothing is
+// to be sealed with them.
+func HasLasting(secrets []Secret) bool { return len(secrets) > 0 && !secrets[0].IsZero() }
+
 // CheckSecrets returns an error unless one of the alternatives of p has its secrets
 // at hand: the new value may still have to come, and the old one be gone.
 func CheckSecrets(p Provider) error {

@@ -161,6 +161,9 @@ func open(key string, secrets []tokenprovider.Secret, value []byte, now time.Tim
 // cipher returns what seals the entry under key. Its own key is derived from the
 // secrets, for this key and format: under another, the entry cannot be opened.
 func (e *entry) cipher(key string, secrets []tokenprovider.Secret) (cipher.AEAD, error) {
+	if !tokenprovider.HasLasting(secrets) {
+		return nil, errNoSecret
+	}
 	var material []byte
 	for _, secret := range secrets {
 		if secret.Reveal() == "" {
@@ -168,9 +171,6 @@ func (e *entry) cipher(key string, secrets []tokenprovider.Secret) (cipher.AEAD,
 		}
 		digest := sha256.Sum256([]byte(secret.Reveal())) // fixed width: no two lists look alike
 		material = append(material, digest[:]...)
-	}
-	if len(material) == 0 {
-		return nil, errNoSecret
 	}
 	derived, err := hkdf.Key(sha256.New, material, nil, fmt.Sprintf("caddy-egress shared token, format %d, %s", e.Format, key), 32)
 	if err != nil {

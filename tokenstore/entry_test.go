@@ -89,6 +89,7 @@ func TestEntryThatCannotBeUsed(t *testing.T) {
 		"another secret":          {value: whole, secrets: []string{"another"}, want: errSealed},
 		"one secret more":         {value: whole, secrets: []string{"a secret", "b"}, want: errSealed},
 		"no secret":               {value: whole, secrets: []string{""}, want: errNoSecret},
+		"a header alone":          {value: whole, secrets: []string{"", "acme"}, want: errNoSecret},
 		"of another credential":   {value: whole, key: elsewhere, want: errSealed},
 		"sealed part changed":     {value: change(flip("sealed")), want: errSealed},
 		"nonce changed":           {value: change(flip("nonce")), want: errSealed},

@@ -230,7 +230,7 @@ func TestClientAssertion(t *testing.T) {
 			t.Errorf("%s: form %v", n, form)
 		}
 	}
-	if secrets, err := p.Secrets(); len(secrets) != 0 || err != nil {
+	if secrets, err := p.Secrets(); tokenprovider.HasLasting(secrets) || err != nil {
 		t.Errorf("%d secrets that last, %v", len(secrets), err)
 	}
 	wiretest.WriteFile(t, file, assertion("half")[:30])
@@ -255,7 +255,7 @@ func TestTLSClientAuth(t *testing.T) {
 	if !p.API().NeedsCertificate || at("https://auth.example").API().NeedsCertificate {
 		t.Error("the need of a certificate is not that of the method")
 	}
-	if secrets, err := p.Secrets(); len(secrets) != 0 || err != nil {
+	if secrets, err := p.Secrets(); tokenprovider.HasLasting(secrets) || err != nil {
 		t.Errorf("%d secrets, %v", len(secrets), err)
 	}
 	request, err := p.request(p.TokenURL, url.Values{})
@@ -265,6 +265,26 @@ func TestTLSClientAuth(t *testing.T) {
 	p.TokenURL = "http://127.0.0.1/token"
 	if err := p.Validate(); err == nil || err.Error() != "token_url: auth_method tls_client_auth needs https" {
 		t.Errorf("plain HTTP: %v", err)
+	}
+}
+
+// Without a secret, headers tell credentials apart, and nothing is sealed with them.
+func TestHeadersWithoutASecret(t *testing.T) {
+	var all [][]tokenprovider.Secret
+	for _, tenant := range []string{"acme", "globex"} {
+		p := at("https://auth.example")
+		p.ClientSecret, p.AuthMethod, p.Headers = nil, "tls_client_auth", map[string]string{"X-Tenant": tenant}
+		secrets, err := wiretest.Provision(t, p).Secrets()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tokenprovider.HasLasting(secrets) {
+			t.Error("a header is taken for a secret that lasts")
+		}
+		all = append(all, secrets)
+	}
+	if reflect.DeepEqual(all[0], all[1]) {
+		t.Error("one credential is taken for the other, and would get its token")
 	}
 }
 

@@ -83,8 +83,9 @@ func (p *Provider) each(f func(*Provider) error) error {
 }
 
 // Secrets implements tokenprovider.Provider. Header values are among them: some
-// servers want a key there. Without a secret that lasts there are none at all: a
-// client assertion is another after each renewal, and a certificate is not secret.
+// servers want a key there, or tell tenants apart by one. Before these, there is no
+// lasting secret where there is none: a client assertion is another after each
+// renewal, and a certificate is not secret.
 func (p *Provider) Secrets() ([]tokenprovider.Secret, error) {
 	var secret tokenprovider.Secret
 	err := p.each(func(p *Provider) (err error) {
@@ -105,7 +106,7 @@ func (p *Provider) Secrets() ([]tokenprovider.Secret, error) {
 		return nil, err
 	}
 	headers, err := p.headerValues()
-	if err != nil || secret.IsZero() {
+	if err != nil || secret.IsZero() && len(headers) == 0 {
 		return nil, err
 	}
 	return append([]tokenprovider.Secret{secret}, headers...), nil
