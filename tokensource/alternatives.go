@@ -145,8 +145,9 @@ func (s *Source) numberOf(fingerprint [32]byte) int {
 // try makes the token request with one value after the other, until the server knows
 // the client by it. The values are those that a has read.
 func (s *Source) try(ctx context.Context, r *tokenRequest, a *attempt) {
-	for n, value := range s.inOrder(a.read, time.Now()) {
-		if n > 0 {
+	sent := false
+	for _, value := range s.inOrder(a.read, time.Now()) {
+		if sent {
 			if a.err = s.charge(ctx, r); a.err != nil {
 				return
 			}
@@ -154,6 +155,13 @@ func (s *Source) try(ctx context.Context, r *tokenRequest, a *attempt) {
 		a.used = value
 		a.token, a.err = value.provider.Token(ctx, s.opts.Client)
 		s.noteRefusal(value, a.err)
+		if _, sent = errors.AsType[*tokenprovider.Error](a.err); a.err != nil && !sent { // its file has changed since it was read
+			a.read = slices.DeleteFunc(a.read, func(of alternative) bool { return of.number == value.number })
+			if a.unreadable == nil {
+				a.unreadable = a.err
+			}
+			continue
+		}
 		if !isUnknownClient(a.err) {
 			a.err = s.ofValue(a.err, value.number, "")
 			return
@@ -161,6 +169,10 @@ func (s *Source) try(ctx context.Context, r *tokenRequest, a *attempt) {
 		if a.refusal == nil || value.number < a.refused {
 			a.refusal, a.refused = a.err, value.number
 		}
+	}
+	if a.refusal == nil {
+		a.err = a.unreadable
+		return
 	}
 	rest := "; no other is accepted either"
 	if a.unreadable != nil {

@@ -681,3 +681,27 @@ func TestValueInUseIsLoggedWhenItChanges(t *testing.T) {
 		check("the next rotation", worksLine)
 	})
 }
+
+// A file may go between the time that it is read and the token request: the next
+// value is tried, as if it had not been there, and nothing is charged for it.
+func TestValueGoesWhileItIsTried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRotating("new", "old")
+		r.accepted = []string{"old"}
+		r.failing["new"] = errors.New("client_secret: has no value")
+		s, logs := newRotatingSource(t, r)
+		if token, _, err := get(s); err != nil || token != "token-1-of-old" {
+			t.Errorf("got %q, error %v", token, err)
+		}
+		if status := s.Status(); status.Requests != 1 || status.Failures != 0 {
+			t.Errorf("%d token requests of which %d failed, want 1 and 0", status.Requests, status.Failures)
+		}
+		if logs.FilterMessage("the first value of the secret cannot be read; another one is in use").Len() != 1 {
+			t.Errorf("the log does not say why: %v", logs.All())
+		}
+		r.change(func(r *rotating) { r.failing["old"] = errors.New("client_secret: has no value either") })
+		if err := s.Refresh(t.Context()); err == nil || !strings.Contains(err.Error(), "client_secret: has no value") {
+			t.Errorf("error %v", err)
+		}
+	})
+}

@@ -268,6 +268,24 @@ func TestTLSClientAuth(t *testing.T) {
 	}
 }
 
+// A value of the secret whose identifier is not there is no value: another is tried.
+func TestIdentifierIsMissing(t *testing.T) {
+	dir := t.TempDir()
+	id := filepath.Join(dir, "id")
+	wiretest.WriteFile(t, id, "new")
+	p := at("https://auth.example")
+	p.ClientID, p.ClientSecret = values("{file."+id+"}", "old"), values("a", "b")
+	wiretest.Provision(t, p)
+	wiretest.WriteFile(t, id, "")
+	all := p.Alternatives()
+	if _, err := all[0].Secrets(); err == nil {
+		t.Error("a value without an identifier is taken for one that can be tried")
+	}
+	if _, err := all[1].Secrets(); err != nil {
+		t.Error(err)
+	}
+}
+
 // Without a secret, headers tell credentials apart, and nothing is sealed with them.
 func TestHeadersWithoutASecret(t *testing.T) {
 	var all [][]tokenprovider.Secret

@@ -89,6 +89,15 @@ func (p *Provider) each(f func(*Provider) error) error {
 func (p *Provider) Secrets() ([]tokenprovider.Secret, error) {
 	var secret tokenprovider.Secret
 	err := p.each(func(p *Provider) (err error) {
+		// a value whose identifier cannot be read is as good as none
+		if _, err := option.Resolve("client_id", first(p.ClientID)); err != nil {
+			return err
+		}
+		if id := first(p.KeyID); id != "" {
+			if _, err := option.Resolve("key_id", id); err != nil {
+				return err
+			}
+		}
 		switch authMethods[p.authMethod()].needs {
 		case "client_secret":
 			secret, err = option.ResolveSecret("client_secret", first(p.ClientSecret))
