@@ -18,13 +18,14 @@ import (
 // assertion is refused: servers allow for less.
 const minSkew = 30 * time.Second
 
-// authenticated are the error codes of a server that has accepted the client.
+// authenticated are the error codes of a server that has accepted the client, unless
+// it says so with 401: Keycloak and Auth0 answer a wrong secret with some of them.
 var authenticated = []string{"invalid_scope", "unauthorized_client", "unsupported_grant_type", "invalid_target", "access_denied"}
 
 // diagnose adds to e, the failure that r is, what this side knows of why the client
 // was not accepted: that its assertion has expired, or that the clocks differ.
 func diagnose(e *Error, r *response) {
-	if e.Class != Refused || e.Status/100 == 3 || slices.Contains(authenticated, e.Code) {
+	if e.Class != Refused || e.Status/100 == 3 || e.Status != http.StatusUnauthorized && slices.Contains(authenticated, e.Code) {
 		return
 	}
 	if e.UnknownClient() {

@@ -74,6 +74,8 @@ func TestDiagnosis(t *testing.T) {
 		"another code":                     {-3600, -120, refusingServer{status: 400, body: `{"error":"invalid_grant"}`}, "the client assertion expired at 1999-12-31T23:58:00Z", renewal},
 		"200":                              {-3600, -120, refusingServer{status: 200, body: unknown}, "the client assertion expired at 1999-12-31T23:58:00Z", renewal},
 		"accepted, wrong scope":            {-3600, -120, refusingServer{status: 400, body: `{"error":"invalid_scope"}`}, "", finalCodes["invalid_scope"]},
+		"Keycloak's 401":                   {-3600, -120, refusingServer{status: 401, body: `{"error":"unauthorized_client"}`}, "the client assertion expired at 1999-12-31T23:58:00Z", renewal},
+		"Auth0's 401":                      {0, 60, refusingServer{status: 401, body: `{"error":"access_denied"}`}, "", advice},
 		"a server in trouble":              {-3600, -120, refusingServer{status: 503, body: unknown}, "", "wait; the authorization server is in trouble"},
 		"redirect":                         {-3600, -120, refusingServer{status: 302}, "redirects are not followed; set token_url to the endpoint itself", "set token_url to the address it redirects to"},
 	} {
@@ -96,6 +98,15 @@ func TestDiagnosis(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Keycloak answers a wrong secret like this.
+func TestAdviceForUnauthorizedClient(t *testing.T) {
+	for status, want := range map[int]string{http.StatusUnauthorized: adviceClient, http.StatusBadRequest: adviceGrant} {
+		if e := (&Error{Class: Refused, Status: status, Code: "unauthorized_client"}); e.Advice() != want {
+			t.Errorf("%d: advice %q", status, e.Advice())
+		}
 	}
 }
 

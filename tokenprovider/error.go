@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -132,6 +133,9 @@ func (e *Error) Advice() string {
 	}
 	if e.Status >= 500 {
 		return "wait; the authorization server is in trouble"
+	}
+	if e.Hint == "" && e.Class == Refused && e.Status == http.StatusUnauthorized && slices.Contains(authenticated, e.Code) {
+		return adviceClient
 	}
 	if advice := cmp.Or(e.Hint, finalCodes[e.Code]); advice != "" {
 		return advice
