@@ -2,8 +2,10 @@ package tokenprovider
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 	"net/http"
+	"net/url"
 	"sync"
 	"time"
 )
@@ -84,9 +86,35 @@ func (cs *connections) client(ctx context.Context, c *http.Client) *http.Client 
 		cs.conns = append(cs.conns, conn)
 		return conn, nil
 	}
+	if presentsCertificate(c) && own.Proxy != nil {
+		hideCertificateFromProxy(own)
+	}
 	alone := *c
 	alone.Transport = own
 	return &alone
+}
+
+// hideCertificateFromProxy has t, the transport of one request, present its certificate
+// to the endpoint alone: net/http uses one TLS configuration for that and for a proxy
+// that is reached over TLS.
+func hideCertificateFromProxy(t *http.Transport) {
+	find := t.Proxy
+	t.Proxy = func(r *http.Request) (*url.URL, error) {
+		proxy, err := find(r)
+		if err != nil || proxy == nil || proxy.Scheme != "https" {
+			return proxy, err
+		}
+		t.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := t.DialContext(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			config := t.TLSClientConfig.Clone()
+			config.ServerName, config.GetClientCertificate, config.NextProtos = proxy.Hostname(), nil, nil
+			return tls.Client(conn, config), nil // net/http shakes hands
+		}
+		return proxy, nil
+	}
 }
 
 // end closes all of them.
