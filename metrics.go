@@ -71,7 +71,7 @@ var (
 	}, credentialLabels)
 	unauthorizedTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "egress", Name: "upstream_unauthorized_total",
-		Help: "Answers of 401 by the API, by what became of them.",
+		Help: "Answers of the API that reject a token (401, or a rejected_status), by what became of them.",
 	}, append(credentialLabels, "result"))
 	storeOperationsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "egress", Name: "store_operations_total",
