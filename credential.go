@@ -2,19 +2,14 @@ package egress
 
 import (
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
-	"os"
 	"reflect"
 	"regexp"
 	"strings"
 	"sync/atomic"
-
-	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -248,32 +243,4 @@ func (c *activeCredential) reserve() {
 		return
 	}
 	c.quota.counts.Store(true)
-}
-
-// tokenClient returns the client of the credential's token endpoint. It trusts the
-// authorities of token_ca, or those of the system if there are none, and has the
-// certificate of token_cert.
-func (c *Credential) tokenClient(logger *zap.Logger) (*http.Client, error) {
-	var roots *x509.CertPool
-	if len(c.TokenCA) > 0 {
-		roots = x509.NewCertPool()
-	}
-	for _, file := range c.TokenCA {
-		pem, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("token_ca: %w", err)
-		}
-		if !roots.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("token_ca: %s holds no PEM certificate", file)
-		}
-	}
-	client := tokenprovider.NewClient(roots)
-	if c.TokenCert != nil {
-		cert, err := c.TokenCert.provision(logger)
-		if err != nil {
-			return nil, err
-		}
-		tokenprovider.PresentCertificate(client, cert.get)
-	}
-	return client, nil
 }

@@ -17,7 +17,6 @@ import (
 	"net/http"
 	"reflect"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -255,7 +254,7 @@ func (a *App) use(name string, provider tokenprovider.Provider, options Credenti
 	case !reflect.DeepEqual(same.options, options):
 		return nil, fmt.Errorf("credential %s: is also given as %s, with another refresh_before, token_timeout, token_ca, token_cert or revoke_on_stop; name it once and refer to it", name, same.name())
 	case !slices.Equal(same.fingerprints, fingerprints):
-		return nil, fmt.Errorf("credential %s: is also given as %s, with another secret; name it once and refer to it", name, same.name())
+		return nil, fmt.Errorf("credential %s: is also given as %s, with another secret or header; name it once and refer to it", name, same.name())
 	}
 	if ok {
 		return used, nil
@@ -330,37 +329,6 @@ func (a *App) activate(c *activeCredential, name string, provider tokenprovider.
 		Logger: a.logger,
 	})
 	return kept, rest, nil
-}
-
-// client returns the client of token endpoints with the authorities and the
-// certificate of a credential, the same for all that have them.
-func (a *App) client(c *activeCredential, name string) (*http.Client, error) {
-	key := strings.Join(c.options.TokenCA, "\x00")
-	if cert := c.options.TokenCert; cert != nil {
-		key = strings.Join([]string{cert.Certificate, cert.Key, key}, "\x00\x00")
-	}
-	if c.tenant != "" && c.tenants.credential.hasTenantFiles() {
-		// gone with the tenant, and others do not wait for its files
-		return a.newClient(c, name)
-	}
-	a.clientsMu.Lock()
-	defer a.clientsMu.Unlock()
-	if client, ok := a.clients[key]; ok {
-		return client, nil
-	}
-	client, err := a.newClient(c, name)
-	if err == nil {
-		a.clients[key] = client
-	}
-	return client, err
-}
-
-func (a *App) newClient(c *activeCredential, name string) (*http.Client, error) {
-	client, err := c.options.tokenClient(a.logger.With(zap.String("credential", name)))
-	if err != nil {
-		return nil, fmt.Errorf("credential %s: %w", name, err)
-	}
-	return client, nil
 }
 
 // credentials returns the credentials whose tokens routes send, by name. One with

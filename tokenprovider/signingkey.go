@@ -145,6 +145,9 @@ func parseJWK(text []byte) (*SigningKey, error) {
 	if !jwk.Valid() {
 		return nil, errors.New("is not a JWK of an RSA, EC or Ed25519 key")
 	}
+	if jwk.Use != "" && jwk.Use != "sig" {
+		return nil, errors.New("is a JWK for another use than signatures")
+	}
 	k, err := newSigningKey(jwk.Key)
 	if err != nil {
 		return nil, err

@@ -106,8 +106,8 @@ func validateRejectedStatus(codes []int) error {
 		switch {
 		case code == http.StatusUnauthorized:
 			return option.Errorf("rejected_status", "401 means that anyway; leave it out")
-		case code == http.StatusProxyAuthRequired, code < 400, code > 599:
-			return option.Errorf("rejected_status", "%d cannot mean that; give statuses from 400 to 599, without 407", code)
+		case code < 400, code > 599, code == http.StatusProxyAuthRequired, code == http.StatusRequestTimeout, code == http.StatusTooManyRequests:
+			return option.Errorf("rejected_status", "%d cannot mean that; give statuses from 400 to 599, without 407, 408 and 429", code)
 		case slices.Contains(codes[:i], code):
 			return option.Errorf("rejected_status", "%d is given twice", code)
 		}

@@ -106,7 +106,7 @@ type Provider struct {
 	TokenHeader *TokenHeader `json:"token_header,omitempty"`
 
 	// Statuses, beside 401, by which the API says that it does not accept the token:
-	// 400 to 599 without 401 and 407. Each is followed by another token, and the
+	// 400 to 599 without 401, 407, 408 and 429. Each is followed by another token, and the
 	// request is sent a second time if its method is safe (GET, HEAD, OPTIONS, TRACE).
 	RejectedStatus []int `json:"rejected_status,omitempty"`
 

@@ -83,11 +83,11 @@ func (p *Provider) each(f func(*Provider) error) error {
 }
 
 // Secrets implements tokenprovider.Provider. Header values are among them: some
-// servers want a key there, or tell tenants apart by one. Before these, there is no
-// lasting secret where there is none: a client assertion is another after each
-// renewal, and a certificate is not secret.
+// servers want a key there, or tell tenants apart by one. So is a client assertion,
+// which somebody else renews. The first is the client's own, and zero where that does
+// not last.
 func (p *Provider) Secrets() ([]tokenprovider.Secret, error) {
-	var secret tokenprovider.Secret
+	var secret, assertion tokenprovider.Secret
 	err := p.each(func(p *Provider) (err error) {
 		// a value whose identifier cannot be read is as good as none
 		if _, err := option.Resolve("client_id", first(p.ClientID)); err != nil {
@@ -107,18 +107,21 @@ func (p *Provider) Secrets() ([]tokenprovider.Secret, error) {
 				_, err = p.signingKey()
 			}
 		case "client_assertion":
-			_, err = p.assertion()
+			assertion, err = p.assertion()
 		}
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	headers, err := p.headerValues()
-	if err != nil || secret.IsZero() && len(headers) == 0 {
+	rest, err := p.headerValues()
+	if !assertion.IsZero() {
+		rest = append(rest, assertion)
+	}
+	if err != nil || secret.IsZero() && len(rest) == 0 {
 		return nil, err
 	}
-	return append([]tokenprovider.Secret{secret}, headers...), nil
+	return append([]tokenprovider.Secret{secret}, rest...), nil
 }
 
 // SecretOptions implements tokenprovider.Provider. Of the further parameters and
