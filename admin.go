@@ -215,13 +215,16 @@ func (a *adminAPI) one(w http.ResponseWriter, r *http.Request) error {
 	var tenant string
 	if c != nil && c.isFamily() {
 		tenant, action, _ = strings.Cut(action, "/")
+		if _, named := actions[tenant]; !isTenantName(tenant) || named && action == "" && r.Method != http.MethodGet {
+			return notFound("credential %s has one for each tenant; name one, as in %[1]s/acme", name)
+		}
 	}
 	act, known := actions[action]
 	if !known {
-		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("no such action: %s; there are refresh, revoke, introspect", action)}
+		return notFound("no such action: %s; there are refresh, revoke, introspect", action)
 	}
 	if c == nil {
-		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("no credential in use is named %q", name)}
+		return notFound("no credential in use is named %q", name)
 	}
 	if err := onlyMethod(w, r, act.method); err != nil {
 		return err
@@ -238,15 +241,13 @@ func (a *adminAPI) one(w http.ResponseWriter, r *http.Request) error {
 	return writeAdmin(w, answer)
 }
 
+func notFound(format string, args ...any) error {
+	return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf(format, args...)}
+}
+
 // ofTenant returns the credential of a tenant. To look at it does not set it up; to
 // act on it does.
 func ofTenant(r *http.Request, family *activeCredential, tenant string) (*activeCredential, error) {
-	notFound := func(format string, args ...any) error {
-		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf(format, args...)}
-	}
-	if !isTenantName(tenant) {
-		return nil, notFound("credential %s has one for each tenant; name one, as in %[1]s/acme", family.name())
-	}
 	if r.Method == http.MethodGet {
 		if c := family.tenants.peek(tenant); c != nil {
 			return c, nil
