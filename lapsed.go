@@ -69,12 +69,15 @@ func (l *lapsedTenants) sweep() {
 	}()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	kept := make(map[string]lapsedTenant) // anew, since a map does not shrink
 	for identity, t := range l.kept {
 		if t.isIdle() {
 			idle = append(idle, t)
-			delete(l.kept, identity)
+		} else {
+			kept[identity] = t
 		}
 	}
+	l.kept = kept
 	if l.timer = nil; len(l.kept) > 0 {
 		l.timer = time.AfterFunc(sweepEvery, l.sweep)
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 // A header of token requests may say for whom a token is, also where the client
-// authenticates by something that is no lasting secret: another value of it is
+// authenticates by something that is not a lasting secret: another value of it is
 // another credential, within a config and after a reload.
 func TestHeadersTellClientsWithoutASecretApart(t *testing.T) {
 	api, tokens := egresstest.NewRecorder(t), egresstest.NewTokens(t)

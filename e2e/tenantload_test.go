@@ -168,7 +168,7 @@ func TestLapsedTenantsAreForgotten(t *testing.T) {
 	m.inTurn(m.names)
 	peak := m.p.Usage()
 	var after egresstest.Usage
-	least := (peak.Heap - before.Heap) / 3 // tables do not shrink: those that are left are a fifth
+	least := (peak.Heap - before.Heap) / 8
 	deadline := time.Now().Add(3 * time.Minute)
 	for {
 		m.inTurn(m.names[:2*live]) // those that lapse have others looked at
