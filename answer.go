@@ -90,8 +90,9 @@ type refusal struct {
 	status     int
 	outcome    outcome
 	key        string        // empty: the outcome's name
-	message    string        // for the client
-	detail     string        // for the log, after the message
+	message    string        // what is wrong, for the client and the log
+	advice     string        // what to do about it, for the client; after the message
+	detail     string        // what to do about it, for the log; after the message
 	proxyError string        // the error type of RFC 9209 §2.3
 	retryAfter time.Duration // 0: none is sent
 	allow      string        // the Allow of a 405
@@ -116,9 +117,14 @@ func oauthErrorBody(code, description string) (contentType string, body []byte) 
 	return "application/json", body
 }
 
-// forbidden is the refusal of a request that the route does not permit.
-func forbidden(o outcome, message, detail string) *refusal {
-	return &refusal{status: http.StatusForbidden, outcome: o, message: message, detail: detail, proxyError: "http_request_denied"}
+// askOperator is for clients that the gateway does not serve. What would permit
+// their request is for the log: whoever was refused need not know.
+const askOperator = "; ask the operator of the gateway, whose log says why"
+
+// forbidden is the refusal of a request that the route does not permit. hint says
+// in the log what would permit it.
+func forbidden(o outcome, message, hint string) *refusal {
+	return &refusal{status: http.StatusForbidden, outcome: o, message: message, advice: askOperator, detail: hint, proxyError: "http_request_denied"}
 }
 
 // badRequest is the refusal of a request that the client has to send otherwise.
@@ -153,13 +159,13 @@ var tooEarly = &refusal{
 
 // notGranted is the refusal of a known caller that has no grant here.
 func notGranted(caller string) *refusal {
-	return forbidden(outcomeCallerNotGranted, caller+" has no grant on this route", "")
+	return forbidden(outcomeCallerNotGranted, caller+" has no grant on this route", "; grant "+caller+" would permit it")
 }
 
 // tenantNotGranted is the refusal of a known caller that names a tenant which its
 // grant does not.
 func tenantNotGranted(caller, tenant string) *refusal {
-	return forbidden(outcomeCallerNotGranted, caller+" has no grant for tenant "+tenant+" on this route", "")
+	return forbidden(outcomeCallerNotGranted, caller+" has no grant for tenant "+tenant+" on this route", "; tenants "+tenant+" in its grant would permit it")
 }
 
 // tenantInvalid is the refusal of a request whose tenant cannot be the name of one.
@@ -256,9 +262,9 @@ func (r *refusal) answer(req *http.Request, render func(status int, key, message
 		header["Proxy-Status"] = []string{fmt.Sprintf("%s; details=%q", proxyName, key)}
 	} else {
 		var contentType string
-		contentType, body = render(r.status, key, r.message)
+		contentType, body = render(r.status, key, r.message+r.advice)
 		if r.oauthError != "" {
-			contentType, body = oauthErrorBody(r.oauthError, r.message)
+			contentType, body = oauthErrorBody(r.oauthError, r.message+r.advice)
 		}
 		header["Content-Type"] = []string{contentType}
 		header["Content-Length"] = []string{strconv.Itoa(len(body))}

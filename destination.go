@@ -133,7 +133,7 @@ func (d *destination) judge(req *http.Request, dial reverseproxy.DialInfo, diale
 	if !d.allowHTTP && (!local || d.proxied) {
 		return &refusal{
 			status: http.StatusMisdirectedRequest, outcome: outcomeAPIHostNotAllowed, proxyError: "http_request_denied",
-			message: "the API would be called without verified TLS; allow_http would permit it",
+			message: "the API would be called without verified TLS", advice: askOperator, detail: "; allow_http would permit it",
 		}
 	}
 	return nil
@@ -158,7 +158,8 @@ func serverName(req *http.Request, configured string) string {
 func misdirected(host string) *refusal {
 	return &refusal{
 		status: http.StatusMisdirectedRequest, outcome: outcomeAPIHostNotAllowed, proxyError: "http_request_denied",
-		message: fmt.Sprintf("the upstream is not the API that the token is for; api_hosts %s would permit it", host),
+		message: "the upstream is not the API that the token is for", advice: askOperator,
+		detail: fmt.Sprintf("; api_hosts %s would permit it", host),
 	}
 }
 

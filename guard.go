@@ -234,7 +234,7 @@ func (g *guard) checkOrigin(repl *caddy.Replacer) *refusal {
 	if origin == "null" { // of a sandboxed frame, a file, or a redirect: nothing can list it
 		return forbidden(outcomeOriginNotAllowed, "pages of an opaque origin are not served", "")
 	}
-	return forbidden(outcomeOriginNotAllowed, fmt.Sprintf("pages of this origin are not served; origins %s would permit it", printable(origin)), "")
+	return forbidden(outcomeOriginNotAllowed, "pages of this origin are not served", fmt.Sprintf("; origins %s would permit it", printable(origin)))
 }
 
 // sameOrigin reports whether origin is that of a request to host over scheme.
@@ -294,11 +294,11 @@ func (g *guard) checkOperation(req *http.Request, repl *caddy.Replacer, v visit)
 		switch {
 		case permitted && isAllowed(req, granted, method, reading):
 		case i == 0 && permitted:
-			return forbidden(outcomeOperationNotAllowed,
-				fmt.Sprintf("this operation is not granted to %s; allow %s %s in its grant would permit it", v.caller.name, printable(method), printable(reading)), "")
+			return forbidden(outcomeOperationNotAllowed, "this operation is not granted to "+v.caller.name,
+				fmt.Sprintf("; allow %s %s in its grant would permit it", printable(method), printable(reading)))
 		case i == 0:
-			return forbidden(outcomeOperationNotAllowed,
-				fmt.Sprintf("this operation is not permitted; allow %s %s would permit it", printable(method), printable(reading)), "")
+			return forbidden(outcomeOperationNotAllowed, "this operation is not permitted",
+				fmt.Sprintf("; allow %s %s would permit it", printable(method), printable(reading)))
 		default:
 			return badRequest(keyBadRequestPath, fmt.Sprintf("the path could be read as %s, which is not permitted", printable(reading)))
 		}

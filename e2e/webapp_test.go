@@ -39,7 +39,7 @@ func TestWebApps(t *testing.T) {
 		const data = `"data of the API",null,null,"7",null]`
 		for _, want := range []string{
 			"read: [200," + data, "write: [200," + data, "remove: [200," + data, "missing: [404," + data,
-			`allow \\\"PUT\\\" \\\"/allow/elsewhere\\\" would permit it\",\"code\":\"operation_not_allowed\"}",null,"caddy-egress; error=http_request_denied; details=\"operation_not_allowed\"",null,null]`,
+			`this operation is not permitted; ask the operator of the gateway, whose log says why\",\"code\":\"operation_not_allowed\"}",null,"caddy-egress; error=http_request_denied; details=\"operation_not_allowed\"",null,null]`,
 			"refused: [403,", "no token: [503,", `\"code\":\"token_unavailable\"}","`,
 			"cookies: Failed to fetch",
 		} {
