@@ -82,6 +82,10 @@ const (
 	keyTenantInvalid    = "tenant_invalid"
 )
 
+// keyAPIUnreachable is that of the answer in place of an API's. Its request counts
+// as forwarded.
+const keyAPIUnreachable = "api_unreachable"
+
 // proxyName is how the gateway calls itself in Proxy-Status (RFC 9209).
 const proxyName = "caddy-egress"
 

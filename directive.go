@@ -3,6 +3,7 @@ package egress
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"go.uber.org/zap"
@@ -18,7 +19,8 @@ import (
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 )
 
-// parseDirective sets up a reverse_proxy with the egress transport. Syntax:
+// parseDirective sets up a reverse_proxy with the egress transport, and in front of
+// it a handler that answers where the API cannot be reached. Syntax:
 //
 //	egress [<matcher>] <credential>|<provider> [<api_url>] {
 //	    # with a provider: its options, and those of its token requests
@@ -68,10 +70,15 @@ import (
 //	    <reverse_proxy's subdirectives...>
 //	}
 //
-// Upstreams given by `to` take the place of api_url.
-func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+// but for the handler. Upstreams given by `to` take the place of api_url.
+func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	d := h.Dispenser
 	d.Next() // the directive's name
+	matcher, err := h.ExtractMatcherSet()
+	if err != nil {
+		return nil, err
+	}
+	d.Next() // the directive's name again
 	e := directive{start: option.At(d), transport: new(Transport)}
 	if !d.NextArg() {
 		return nil, d.Errf("egress: needs a credential or a provider (%s)", strings.Join(providerNames(), ", "))
@@ -85,13 +92,23 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 	if err := read(h); err != nil {
 		return nil, err
 	}
-	return e.handler(h)
+	handler, err := e.handler(h)
+	if err != nil {
+		return nil, err
+	}
+	values := h.NewRoute(matcher, handler)
+	route := values[0].Value.(caddyhttp.Route)
+	unreachable := &Unreachable{Provider: e.provider, Origins: e.transport.Origins}
+	route.HandlersRaw = slices.Insert(route.HandlersRaw, 0, caddyconfig.JSONModuleObject(unreachable, "handler", "egress_unreachable", nil))
+	values[0].Value = route
+	return values, nil
 }
 
 // directive is an egress directive as it is read.
 type directive struct {
 	start     *caddyfile.Dispenser
 	transport *Transport
+	provider  string // its name
 	api       tokenprovider.API
 
 	rest         others // for reverse_proxy
@@ -116,14 +133,14 @@ func (e *directive) readInline(h httpcaddyfile.Helper) error {
 		return lines.Wrap(fmt.Errorf("%s: %w", e.rest.what, err))
 	}
 	t.ProviderRaw = caddyconfig.JSONModuleObject(provider, "name", name, nil)
-	e.api = provider.API()
+	e.provider, e.api = name, provider.API()
 	return lines.Wrap(t.RouteOptions.validate())
 }
 
 // readNamed reads a directive with the name of a credential.
 func (e *directive) readNamed(h httpcaddyfile.Helper) error {
 	name, t := h.Val(), e.transport
-	provider, err := namedProvider(h, name)
+	provider, providerName, err := namedProvider(h, name)
 	if err != nil {
 		return h.WrapErr(err)
 	}
@@ -154,7 +171,7 @@ func (e *directive) readNamed(h httpcaddyfile.Helper) error {
 	if err := checkScopes("credential "+name, provider, own, t.Grants); err != nil {
 		return lines.Wrap(fmt.Errorf("%s: %w", e.rest.what, err))
 	}
-	e.api = provider.API()
+	e.provider, e.api = providerName, provider.API()
 	return lines.Wrap(t.RouteOptions.validate())
 }
 
@@ -249,28 +266,28 @@ func (e *directive) handler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler
 	return handler, nil
 }
 
-// namedProvider returns the provider of a credential in the global option.
-func namedProvider(h httpcaddyfile.Helper, name string) (providerModule, error) {
+// namedProvider returns the provider of a credential in the global option, and the
+// provider's own name.
+func namedProvider(h httpcaddyfile.Helper, credential string) (provider providerModule, name string, err error) {
 	app, err := configuredApp(h)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	credential, ok := app.Credentials[name]
+	configured, ok := app.Credentials[credential]
 	if !ok {
-		return nil, unknownCredential(name, app.Credentials)
+		return nil, "", unknownCredential(credential, app.Credentials)
 	}
-	raw := credential.ProviderRaw
+	raw := configured.ProviderRaw
 	var module struct {
 		Name string `json:"name"`
 	}
 	if err := json.Unmarshal(raw, &module); err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	provider, err := newProvider(module.Name)
-	if err != nil {
-		return nil, fmt.Errorf("credential %s: %w", name, err)
+	if provider, err = newProvider(module.Name); err != nil {
+		return nil, "", fmt.Errorf("credential %s: %w", credential, err)
 	}
-	return provider, json.Unmarshal(raw, provider)
+	return provider, module.Name, json.Unmarshal(raw, provider)
 }
 
 // configuredApp returns the app of the global option, or an empty one. It is

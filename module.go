@@ -41,7 +41,7 @@ func init() {
 	caddy.RegisterModule(new(App))
 	caddy.RegisterModule(Transport{})
 	httpcaddyfile.RegisterGlobalOption("egress", parseGlobalOption)
-	httpcaddyfile.RegisterHandlerDirective("egress", parseDirective)
+	httpcaddyfile.RegisterDirective("egress", parseDirective)
 	httpcaddyfile.RegisterDirectiveOrder("egress", httpcaddyfile.Before, "reverse_proxy")
 }
 

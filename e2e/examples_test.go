@@ -36,10 +36,10 @@ func TestSandboxExample(t *testing.T) {
 	addrs := make(map[string]string)
 	for _, port := range []string{"8080", "9001", "9002"} {
 		addrs[port] = egresstest.FreeAddr(t)
-		replace = append(replace, "127.0.0.1:"+port, addrs[port])
+		replace = append(replace, ":"+port, ":"+egresstest.Port(addrs[port]))
 	}
 	runExample(t, "../examples/sandbox/Caddyfile", replace...)
-	base := "http://" + addrs["8080"]
+	base := "http://localhost:" + egresstest.Port(addrs["8080"])
 
 	// the token endpoints are in the same Caddy, and may have come up last
 	egresstest.Eventually(t, "both APIs", func() bool {
@@ -83,12 +83,12 @@ func TestExamplesSayThatTheAPIIsDown(t *testing.T) {
 	}{
 		"understory": {
 			"/understory/v1/me",
-			`{"code":"api_unreachable","message":"the gateway could not reach the Understory API"}`,
+			`{"code":"api_unreachable","message":"the gateway could not connect to the API"}`,
 			[]string{"egress understory {", "egress understory http://" + nowhere + " {\ntoken_url " + tokens.URL + "/oauth2/token"},
 		},
 		"voucherify": {
 			"/v1/vouchers",
-			`{"code":502,"key":"api_unreachable","message":"the gateway could not reach the Voucherify API"}`,
+			`{"code":502,"key":"api_unreachable","message":"the gateway could not connect to the API"}`,
 			[]string{
 				"egress voucherify {", "egress voucherify " + api.URL + " {\nto " + nowhere + "\napi_hosts " + nowhere,
 				"region eu", "# region eu",

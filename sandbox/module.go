@@ -6,6 +6,7 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -18,7 +19,15 @@ import (
 	"github.com/caddy-egress/caddy-egress/internal/option"
 )
 
+// secretVariable has the secret that a sandbox expects where it is not configured.
+// Where it is not set, it is set here, so that a gateway in the same process can
+// read it as it would read a real one.
+const secretVariable = "SANDBOX_SECRET"
+
 func init() {
+	if os.Getenv(secretVariable) == "" {
+		_ = os.Setenv(secretVariable, defaultSecret) // nothing to be done; the config that needs it says so
+	}
 	caddy.RegisterModule(Handler{})
 	httpcaddyfile.RegisterHandlerDirective("sandbox", parseCaddyfile)
 	httpcaddyfile.RegisterDirectiveOrder("sandbox", httpcaddyfile.Before, "respond")
@@ -46,13 +55,14 @@ type Handler struct {
 	// The ID of Understory's only client. Default: `sandbox`.
 	ClientID string `json:"client_id,omitempty"`
 
-	// The secret that goes with it. Default: `sandbox-secret`.
+	// The secret that goes with it. Default: the environment variable
+	// SANDBOX_SECRET, which the sandbox sets to `sandbox-secret` if it is not set.
 	ClientSecret string `json:"client_secret,omitempty"`
 
 	// The application ID of Voucherify's only app. Default: `sandbox`.
 	AppID string `json:"app_id,omitempty"`
 
-	// The application token that goes with it. Default: `sandbox-secret`.
+	// The application token that goes with it. Default: as client_secret.
 	AppToken string `json:"app_token,omitempty"`
 
 	// How long a token lives. A new value holds for new tokens.
@@ -101,7 +111,7 @@ func (h *Handler) options() (o Options, err error) {
 	if h.API == apiUnderstory && h.AppID+h.AppToken != "" || h.API == apiVoucherify && h.ClientID+h.ClientSecret != "" {
 		return o, errors.New("client_id and client_secret are options of understory, app_id and app_token of voucherify")
 	}
-	o.API, o.Lifetime = h.API, time.Duration(h.Lifetime)
+	o.API, o.Lifetime, o.ClientSecret = h.API, time.Duration(h.Lifetime), os.Getenv(secretVariable)
 	id, secret := &o.ClientID, &o.ClientSecret
 	resolved := map[string]*string{"client_id": id, "client_secret": secret, "app_id": id, "app_token": secret}
 	for name, value := range h.texts() {

@@ -23,6 +23,7 @@ const (
 	apiVoucherify = "voucherify"
 
 	defaultClient = "sandbox"
+	defaultSecret = "sandbox-secret"
 
 	maxBody = 10 << 20 // of a request, to either API
 
@@ -54,7 +55,7 @@ func (o Options) withDefaults() (Options, error) {
 	lifetimes := map[string]time.Duration{apiUnderstory: 3599 * time.Second, apiVoucherify: 900 * time.Second}
 	o.Lifetime = cmp.Or(o.Lifetime, lifetimes[o.API])
 	o.ClientID = cmp.Or(o.ClientID, defaultClient)
-	o.ClientSecret = cmp.Or(o.ClientSecret, "sandbox-secret")
+	o.ClientSecret = cmp.Or(o.ClientSecret, defaultSecret)
 	return o, nil
 }
 

@@ -107,7 +107,7 @@ if [ -z "${CADDY:-}" ]; then
 fi
 "$CADDY" list-modules | grep -x http.handlers.sandbox >/dev/null || die "$CADDY contains no sandbox"
 
-sed -e "s/127\.0\.0\.1:8080/$gateway/g; s/127\.0\.0\.1:8081/$probes/g" \
+sed -e "s,http://:8080,http://$gateway,; s/127\.0\.0\.1:8080/$gateway/g; s/127\.0\.0\.1:8081/$probes/g" \
 	-e "s/127\.0\.0\.1:9001/$understory/g; s/127\.0\.0\.1:9002/$voucherify/g" \
 	-e "s/lifetime 1m/lifetime 6s/" \
 	-e "s/^\tauto_https off/&\n\tadmin $admin\n\tpersist_config off/" $here/Caddyfile >"$work/Caddyfile"

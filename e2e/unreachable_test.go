@@ -1,0 +1,151 @@
+package e2e_test
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/caddy-egress/caddy-egress/internal/egresstest"
+)
+
+// An API that gives no answer is answered for in the shape of its errors, which
+// the cause is not in.
+func TestUnreachableAPI(t *testing.T) {
+	endpoint := egresstest.NewTokens(t)
+	nowhere := egresstest.FreeAddr(t)
+	hanging := egresstest.NewRecorder(t)
+	hanging.Handler = egresstest.Hang
+	closing := egresstest.NewRecorder(t)
+	closing.Handler = func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err == nil {
+			_ = conn.Close()
+		}
+	}
+	unverified := egresstest.NewRecorderOver(t, (*httptest.Server).StartTLS)
+	_, sandbox := egresstest.NewSandboxFor(t, "voucherify", egresstest.Secret, egresstest.Secret)
+	_, tokens := egresstest.NewSandboxFor(t, "understory", egresstest.Secret, egresstest.Secret)
+
+	secret := "{env." + egresstest.SecretVariable + "}"
+	g := egresstest.StartGateway(t, egresstest.Site("/refused", egresstest.Egress("http://"+nowhere, endpoint.URL, ""))+
+		egresstest.Site("/hanging", egresstest.Egress(hanging.URL, endpoint.URL, "transport http {\nresponse_header_timeout 50ms\n}"))+
+		egresstest.Site("/closing", egresstest.Egress(closing.URL, endpoint.URL, ""))+
+		egresstest.Site("/unverified", egresstest.Egress(unverified.URL, endpoint.URL, ""))+
+		egresstest.Site("/down", egresstest.Egress("http://"+nowhere, endpoint.URL, "fail_duration 1h\nto "+nowhere+"\norigins https://app.test"))+
+		egresstest.Site("/retried", egresstest.Egress("http://"+nowhere, endpoint.URL, "lb_retries 2\norigins https://app.test"))+
+		egresstest.Site("/understory", "egress understory http://"+nowhere+" {\ntoken_url "+tokens.URL+"/oauth2/token\nclient_id "+secret+"\nclient_secret "+secret+"\n}")+
+		egresstest.Site("/voucherify", "egress voucherify "+sandbox.URL+" {\napp_id "+secret+"\napp_token "+secret+"\nscopes api\nto "+nowhere+"\napi_hosts "+nowhere+"\n}"))
+
+	const (
+		notConnected = "the gateway could not connect to the API"
+		noAnswer     = "the gateway got no answer from the API; whether the API has performed the request is not known"
+		problem      = `{"title":"STATUS","status":CODE,"detail":"MESSAGE","code":"api_unreachable"}`
+	)
+	for _, test := range []struct {
+		path     string
+		status   int
+		error    string // of RFC 9209
+		message  string
+		body     string
+		withheld string // what only the log has
+	}{
+		{"/refused", 502, "destination_unavailable", notConnected, problem, nowhere},
+		{"/hanging", 504, "http_response_timeout", "the API did not answer in time; whether it has performed the request is not known", problem, "timeout"},
+		{"/closing", 502, "connection_terminated", noAnswer, problem, "EOF"},
+		{"/unverified", 502, "tls_certificate_error", "the gateway could not verify the certificate of the API", problem, "x509"},
+		{"/down", 502, "destination_unavailable", notConnected, problem, nowhere},
+		{"/down", 503, "destination_unavailable", "no upstream of the API is available", problem, nowhere}, // one line a second,
+		{"/retried", 502, "destination_unavailable", notConnected, problem, nowhere},
+		{"/understory", 502, "destination_unavailable", notConnected, `{"code":"api_unreachable","message":"MESSAGE"}`, nowhere},
+		{"/voucherify", 502, "destination_unavailable", notConnected, `{"code":CODE,"key":"api_unreachable","message":"MESSAGE"}`, nowhere},
+	} {
+		req := g.Request(http.MethodGet, test.path+"/x", nil)
+		listed := test.path == "/down" || test.path == "/retried"
+		if listed {
+			req.Header.Set("Origin", "https://app.test")
+		}
+		resp, body := g.Do(req)
+		want := strings.NewReplacer("STATUS", http.StatusText(test.status), "CODE", resp.Status[:3], "MESSAGE", test.message).Replace(test.body)
+		if resp.StatusCode != test.status || strings.TrimSpace(body) != want || strings.Contains(body, nowhere) {
+			t.Errorf("%s: answered %d %s, want %d %s", test.path, resp.StatusCode, body, test.status, want)
+		}
+		if got := resp.Header.Get("Proxy-Status"); got != `caddy-egress; error=`+test.error+`; details="api_unreachable"` {
+			t.Errorf("%s: Proxy-Status is %q", test.path, got)
+		}
+		if resp.Header.Get("Cache-Control") != "no-store" || !strings.HasSuffix(resp.Header.Get("Content-Type"), "json") {
+			t.Errorf("%s: answered with %v", test.path, resp.Header)
+		}
+		if got := resp.Header.Get("Access-Control-Allow-Origin") == "https://app.test"; got != listed {
+			t.Errorf("%s: answered with %v", test.path, resp.Header)
+		}
+		head, body := g.Do(g.Request(http.MethodHead, test.path+"/x", nil))
+		if head.StatusCode < 502 || head.StatusCode > 504 || body != "" || head.Header.Get("Proxy-Status") == "" {
+			t.Errorf("%s: HEAD is answered %d %v %q", test.path, head.StatusCode, head.Header, body)
+		}
+		if !strings.Contains(g.Log(), test.withheld) {
+			t.Errorf("%s: the log does not say why", test.path)
+		}
+	}
+
+	lines := g.LogLines("could not reach the API")
+	if len(lines) == 0 {
+		t.Fatal("nothing is logged")
+	}
+	for _, line := range lines {
+		if line["level"] != "error" || line["error"] == "" || line["status"] == nil || line["path"] == "" || line["remote_addr"] == "" {
+			t.Errorf("logged %v", line)
+		}
+	}
+	if name, _ := lines[0]["credential"].(string); !strings.HasPrefix(name, "oauth2-") {
+		t.Errorf("logged %v", lines[0])
+	}
+}
+
+// What Caddy offers for errors works as it does with reverse_proxy.
+func TestErrorsAreStillCaddys(t *testing.T) {
+	api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
+	nowhere := egresstest.FreeAddr(t)
+	up := strings.TrimPrefix(api.URL, "http://")
+	both := "to " + nowhere + " " + up + "\napi_hosts " + nowhere + " " + up + "\n"
+
+	t.Run("handle_errors", func(t *testing.T) {
+		g := egresstest.StartGateway(t, egresstest.Egress("http://"+nowhere, endpoint.URL, "")+"\nhandle_errors 502 {\nrespond `of my own {err.status_code}`\n}\n")
+		if resp, body := g.Get("/x"); resp.StatusCode != http.StatusBadGateway || body != "of my own 502" || resp.Header.Get("Proxy-Status") != "" {
+			t.Errorf("answered %d %q %v", resp.StatusCode, body, resp.Header)
+		}
+		if lines := g.LogLines("could not reach the API"); len(lines) != 0 {
+			t.Errorf("logged %v", lines)
+		}
+	})
+	t.Run("handle_errors for another status", func(t *testing.T) {
+		g := egresstest.StartGateway(t, egresstest.Egress("http://"+nowhere, endpoint.URL, "")+"\nhandle_errors 404 {\nrespond `of my own`\n}\n")
+		if resp, body := g.Get("/x"); resp.StatusCode != http.StatusBadGateway || body != "" {
+			t.Errorf("answered %d %q", resp.StatusCode, body)
+		}
+	})
+	t.Run("lb_retries", func(t *testing.T) {
+		g := egresstest.StartGateway(t, egresstest.Egress(api.URL, endpoint.URL, both+"lb_policy round_robin\nlb_retries 1\n"))
+		for range 2 { // one of them meets the upstream that is down first
+			if resp, body := g.Get("/x"); resp.StatusCode != http.StatusOK {
+				t.Errorf("answered %d %q", resp.StatusCode, body)
+			}
+		}
+	})
+	t.Run("passive health checks", func(t *testing.T) {
+		g := egresstest.StartGateway(t, egresstest.Egress(api.URL, endpoint.URL, both+"lb_policy first\nfail_duration 1h\n"))
+		if resp, body := g.Get("/x"); resp.StatusCode != http.StatusBadGateway {
+			t.Errorf("the first request is answered %d %q, want 502 of the first upstream", resp.StatusCode, body)
+		}
+		if resp, body := g.Get("/x"); resp.StatusCode != http.StatusOK {
+			t.Errorf("the second request is answered %d %q, want the other upstream", resp.StatusCode, body)
+		}
+	})
+	t.Run("other errors", func(t *testing.T) { // such as a client that leaves, or a body that is too long
+		g := egresstest.StartGateway(t, "request_body {\nmax_size 10\n}\n"+egresstest.Egress(api.URL, endpoint.URL, ""))
+		resp, body := g.Do(g.Request(http.MethodPost, "/x", strings.NewReader(strings.Repeat("x", 100))))
+		if resp.StatusCode != http.StatusRequestEntityTooLarge || body != "" {
+			t.Errorf("answered %d %q", resp.StatusCode, body)
+		}
+	})
+}
