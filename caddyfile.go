@@ -153,7 +153,7 @@ func (a *App) unmarshalCaller(d *caddyfile.Dispenser) error {
 		if _, ok := ofGrant[d.Val()]; ok {
 			return d.Errf("%s: %s belongs in a grant, in a route", what, d.Val())
 		}
-		return d.Errf("%s: unknown option %s%s", what, unlessKey(d.Val()), option.DidYouMean(d.Val(), maps.Keys(table)))
+		return d.Errf("%s: unknown option %s%s", what, unlessKey(d.Val()), option.Suggest(d.Val(), table))
 	})
 	if err != nil {
 		return err
@@ -222,7 +222,7 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"keep_headers": stringsOf(&t.KeepHeaders),
 		"grant":        func(d *caddyfile.Dispenser) error { return unmarshalGrant(d, &t.Grants) },
 	})
-	rest := others{what: "transport egress", table: table, parse: new(reverseproxy.HTTPTransport).UnmarshalCaddyfile}
+	rest := others{what: "transport egress", table: table, of: "transport http", parse: new(reverseproxy.HTTPTransport).UnmarshalCaddyfile}
 	lines, err := option.Block(d, table, rest.add)
 	if err != nil {
 		return err
@@ -282,25 +282,25 @@ func (c *Credential) Options() option.Table {
 type others struct {
 	what   string       // what errors are about
 	table  option.Table // the subdirectives that are not left
+	of     string       // whose the rest are
 	parse  func(*caddyfile.Dispenser) error
 	tokens []caddyfile.Token
 }
 
 // add notes the current subdirective. One that neither we nor the other knows
-// is an error if it looks like one of ours.
+// is an error.
 func (o *others) add(d *caddyfile.Dispenser) error {
 	at := option.At(d)
 	segment := d.NextSegment()
 	o.tokens = append(o.tokens, segment...)
-	near := option.DidYouMean(at.Val(), maps.Keys(o.table))
-	if near == "" {
-		return nil
-	}
 	err := o.parse(delegate(at, "", nil, segment, caddyfile.Token{Text: "}"}))
 	if err == nil || err.Error() != at.Err("unrecognized subdirective "+at.Val()).Error() {
 		return nil
 	}
-	return at.Errf("%s: unknown option %q%s", o.what, at.Val(), near)
+	if near := option.DidYouMean(at.Val(), maps.Keys(o.table)); near != "" {
+		return at.Errf("%s: unknown option %q%s", o.what, at.Val(), near)
+	}
+	return at.Errf("%s: unknown option %q%s, and those of %s", o.what, at.Val(), option.Suggest(at.Val(), o.table), o.of)
 }
 
 // delegate returns the tokens of `<name> <args...> { <block...> }`, on the line

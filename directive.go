@@ -83,7 +83,7 @@ func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	if !d.NextArg() {
 		return nil, d.Errf("egress: needs a credential or a provider (%s)", strings.Join(providerNames(), ", "))
 	}
-	e.rest = others{what: "egress " + d.Val(), parse: new(reverseproxy.Handler).UnmarshalCaddyfile}
+	e.rest = others{what: "egress " + d.Val(), of: "reverse_proxy", parse: new(reverseproxy.Handler).UnmarshalCaddyfile}
 
 	read := e.readNamed
 	if isProvider(d.Val()) {

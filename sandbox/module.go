@@ -4,11 +4,8 @@ package sandbox
 
 import (
 	"errors"
-	"maps"
 	"net/http"
 	"os"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -171,21 +168,13 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	}
 	h.API = args[0]
 	readers := h.readers()
-	for d.NextBlock(0) {
-		read, ok := readers[d.Val()]
-		if !ok {
-			return d.Errf("sandbox %s: unknown option %q; there are: %s", h.API, d.Val(), strings.Join(slices.Sorted(maps.Keys(readers)), ", "))
-		}
-		if err := read(d); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, err := option.Block(d, readers, option.Unknown("sandbox "+h.API, readers))
+	return err
 }
 
 // readers returns what reads the options of h.API.
-func (h *Handler) readers() map[string]func(*caddyfile.Dispenser) error {
-	readers := map[string]func(*caddyfile.Dispenser) error{
+func (h *Handler) readers() option.Table {
+	readers := option.Table{
 		"lifetime": func(d *caddyfile.Dispenser) error { return option.Duration(d, &h.Lifetime) },
 	}
 	for name, value := range h.texts() {

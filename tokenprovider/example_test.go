@@ -144,9 +144,9 @@ func Example() {
 			fmt.Println(err)
 			return
 		}
-		_, provider, _ := strings.Cut(string(config), `"provider":`)
+		_, provider, _ := strings.Cut(string(config), `"provider":{`)
 		provider, _, _ = strings.Cut(provider, `,"tls"`)
-		fmt.Println(provider)
+		fmt.Println("{" + provider)
 
 		// load the config without starting it
 		os.Setenv("ACME_KEY", "an API key")

@@ -48,7 +48,7 @@ func Block(d *caddyfile.Dispenser, table Table, other func(*caddyfile.Dispenser)
 // table. Its errors are about what.
 func Unknown(what string, table Table) func(*caddyfile.Dispenser) error {
 	return func(d *caddyfile.Dispenser) error {
-		return d.Errf("%s: unknown option %q%s", what, d.Val(), DidYouMean(d.Val(), maps.Keys(table)))
+		return d.Errf("%s: unknown option %q%s", what, d.Val(), Suggest(d.Val(), table))
 	}
 }
 

@@ -56,7 +56,7 @@ func TestReadProvider(t *testing.T) {
 		{"name x y", owner{apiURL: "x"}, `what: unexpected argument "y", at Testfile:1`},
 		{`name ""`, owner{}, "api_url: is empty, at Testfile:1"},
 		{"name x {\n api_url y\n}", owner{apiURL: "x"}, "api_url is already given, at Testfile:2"},
-		{"name {\n a b\n b c\n}", owner{a: "b"}, `what: unknown option "b", at Testfile:3`},
+		{"name {\n a b\n b c\n}", owner{a: "b"}, `what: unknown option "b"; there are a, api_url, more, pair, at Testfile:3`},
 		{"name {\n pairs c\n}", owner{}, `what: unknown option "pairs"; did you mean pair?, at Testfile:2`},
 		{"name {\n mora c\n}", owner{}, `what: unknown option "mora"; did you mean more?, at Testfile:2`},
 		{"name bad {\n a b\n}", owner{apiURL: "bad", a: "b"}, "what: api_url: is bad, at Testfile:1"},

@@ -2,6 +2,7 @@ package option
 
 import (
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -22,6 +23,15 @@ func DidYouMean(name string, known iter.Seq[string]) string {
 		return ""
 	}
 	return "; did you mean " + near + "?"
+}
+
+// Suggest returns the end of an error about the option name, which is not known:
+// a question about the one that looks most like it, or all that there are.
+func Suggest(name string, table Table) string {
+	if near := DidYouMean(name, maps.Keys(table)); near != "" {
+		return near
+	}
+	return "; there are " + strings.Join(slices.Sorted(maps.Keys(table)), ", ")
 }
 
 // Nearest returns the known name that looks most like name, or nothing where
