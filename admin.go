@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
@@ -235,10 +237,30 @@ func (a *adminAPI) one(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	answer, err := act.do(r.Context(), app, c)
+	logAction(r, action, c, err)
 	if err != nil {
 		return actionError(action, err)
 	}
 	return writeAdmin(w, answer)
+}
+
+// logAction logs who had something done to a token, and what came of it. What is
+// only looked at is not logged.
+func logAction(r *http.Request, action string, c *activeCredential, err error) {
+	if action != "refresh" && action != "revoke" {
+		return
+	}
+	fields := []zap.Field{
+		zap.String("action", action), zap.String("credential", c.name()),
+		zap.String("remote_addr", r.RemoteAddr), zap.String("user_agent", r.UserAgent()),
+	}
+	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 { // remote administration
+		fields = append(fields, zap.String("identity", r.TLS.PeerCertificates[0].Subject.String()))
+	}
+	if err != nil {
+		fields = append(fields, zap.Error(err))
+	}
+	caddy.Log().Named("admin.api.egress").Info("an operator acted on a token", fields...)
 }
 
 func notFound(format string, args ...any) error {

@@ -20,6 +20,7 @@ type checkResult struct {
 	Lifetime    float64         `json:"lifetime_seconds,omitempty"`
 	Scopes      []string        `json:"scopes_granted,omitempty"`
 	Missing     []string        `json:"scopes_missing,omitempty"`
+	Refused     []string        `json:"scopes_refused,omitempty"`
 	Error       string          `json:"error,omitempty"`
 	Advice      string          `json:"advice,omitempty"`
 	SameCauseAs string          `json:"same_cause_as,omitempty"` // the first that failed for this reason

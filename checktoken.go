@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -136,6 +138,41 @@ func (cc *checkedClient) token(alternatives []tokenprovider.Provider, ask func(t
 	return token, by, nil
 }
 
+// maxScopesTried bounds the token requests that are made to find out which scopes
+// are refused.
+const maxScopesTried = 20
+
+// refusedScopes returns the scopes that are the reason for the failure: those for
+// which there is no token if they are asked for alone. Token endpoints say in words
+// which these are, if they do, and their words are not shown.
+func (cc *checkedClient) refusedScopes(alternatives []tokenprovider.Provider, failure *checkFailure, ask func(tokenprovider.Provider) (*tokenprovider.Token, error)) []string {
+	good := slices.IndexFunc(cc.secrets, func(s checkedSecret) bool { return !s.isBad() })
+	if good < 0 || !refusesScope(failure.err) {
+		return nil
+	}
+	scopes := alternatives[good].Grant().Scopes
+	if len(scopes) == 1 {
+		return scopes
+	}
+	var refused []string
+	for _, scope := range scopes[:min(len(scopes), maxScopesTried)] {
+		alone, err := alternatives[good].WithScopes([]string{scope})
+		if err != nil {
+			continue
+		}
+		if _, err := ask(alone); refusesScope(err) {
+			refused = append(refused, scope)
+		}
+	}
+	return refused
+}
+
+// refusesScope reports whether err is the refusal of a scope.
+func refusesScope(err error) bool {
+	e, ok := errors.AsType[*tokenprovider.Error](err)
+	return ok && e.Class == tokenprovider.Refused && e.Code == "invalid_scope"
+}
+
 // check obtains a token, unless it is known that there is none.
 func (c foundCredential) check(ctx context.Context, clients checkedClients) checkResult {
 	var module struct {
@@ -189,10 +226,16 @@ func (c foundCredential) check(ctx context.Context, clients checkedClients) chec
 		return result
 	}
 	timeout := cmp.Or(time.Duration(c.TokenTimeout), tokensource.DefaultTokenTimeout)
-	token, by, failure := client.token(tokenprovider.Alternatives(provider), func(p tokenprovider.Provider) (*tokenprovider.Token, error) {
+	ask := func(p tokenprovider.Provider) (*tokenprovider.Token, error) {
 		return obtainAndRevoke(ctx, timeout, httpClient, p)
-	})
+	}
+	alternatives := tokenprovider.Alternatives(provider)
+	token, by, failure := client.token(alternatives, ask)
 	if failure != nil {
+		if refused := client.refusedScopes(alternatives, failure, ask); refused != nil {
+			result.Refused = refused
+			failure.err = fmt.Errorf("%w; refused: %s", failure.err, strings.Join(refused, " "))
+		}
 		if failure.result != string(tokenprovider.Refused) { // whatever the client
 			result.cause = result.Endpoint
 		}

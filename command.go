@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
@@ -9,6 +10,8 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
+	"os/user"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -18,6 +21,7 @@ import (
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
+	"github.com/caddy-egress/caddy-egress/internal/option"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 	"github.com/caddy-egress/caddy-egress/tokensource"
 )
@@ -34,6 +38,14 @@ on them.
 
 No command shows a secret or a token of a config. key makes a new key.`,
 		CobraFunc: func(cmd *cobra.Command) {
+			cmd.Args = cobra.ArbitraryArgs // else cobra prints the usage, and reports success
+			cmd.SilenceUsage = true
+			cmd.RunE = func(cmd *cobra.Command, args []string) error {
+				if len(args) == 0 {
+					return cmd.Help()
+				}
+				return unknownCommand(cmd, args[0])
+			}
 			cmd.AddCommand(accessCommand(), checkCommand(), keyCommand(), statusCommand())
 			cmd.AddCommand(
 				actionCommand("refresh", "Replaces the token of a credential now"),
@@ -42,6 +54,17 @@ No command shows a secret or a token of a config. key makes a new key.`,
 			)
 		},
 	})
+}
+
+// unknownCommand lists what there is instead of the subcommand name.
+func unknownCommand(cmd *cobra.Command, name string) error {
+	var names []string
+	for _, sub := range cmd.Commands() {
+		if sub.IsAvailableCommand() {
+			names = append(names, sub.Name())
+		}
+	}
+	return fmt.Errorf("egress: %q is not a command; there are %s%s", name, strings.Join(names, ", "), option.DidYouMean(name, slices.Values(names)))
 }
 
 // configFlags are those of commands that read a config, and need no running Caddy.
@@ -119,19 +142,55 @@ func (f *adminFlags) register(cmd *cobra.Command) {
 	cmd.SilenceUsage = true
 }
 
-// request asks a running Caddy, and returns the body of its answer.
+// request asks a running Caddy, and returns the body of its answer. Caddy logs who
+// asked, by the User-Agent.
 func (f *adminFlags) request(method, uri string) ([]byte, error) {
 	address, err := caddycmd.DetermineAdminAPIAddress(f.address, nil, f.config, f.adapter)
 	if err != nil {
 		return nil, fmt.Errorf("couldn't determine admin API address: %w", err)
 	}
-	resp, err := caddycmd.AdminAPIRequest(address, method, uri, nil, nil)
+	resp, err := caddycmd.AdminAPIRequest(address, method, uri, http.Header{"User-Agent": {userAgent()}}, nil)
 	if err != nil {
 		return nil, err
 	}
 	defer resp.Body.Close()
 	return io.ReadAll(resp.Body)
 }
+
+// userAgent says who runs the command, as far as the system knows.
+func userAgent() string {
+	name := os.Getenv("SUDO_USER")
+	if name == "" {
+		if u, err := user.Current(); err == nil {
+			name = u.Username
+		}
+	}
+	host, _ := os.Hostname()
+	return fmt.Sprintf("caddy-egress (%s@%s)", name, host)
+}
+
+// names returns the credentials in use, for an error.
+func (f *adminFlags) names() (string, error) {
+	answer, err := f.request(http.MethodGet, adminPath)
+	if err != nil {
+		return "", err
+	}
+	var all []CredentialStatus
+	if err := json.Unmarshal(answer, &all); err != nil {
+		return "", fmt.Errorf("reading the answer: %w", err)
+	}
+	var names []string
+	for _, c := range all[:min(len(all), maxNamesListed)] {
+		names = append(names, c.Credential)
+	}
+	if len(all) > len(names) {
+		names = append(names, fmt.Sprintf("and %d more", len(all)-len(names)))
+	}
+	return strings.Join(names, ", "), nil
+}
+
+// maxNamesListed bounds the credentials that an error lists.
+const maxNamesListed = 20
 
 func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -252,11 +311,18 @@ func actionCommand(name, short string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   name + " <credential>",
 		Short: short,
-		Args:  cobra.ExactArgs(1),
+		Args:  cobra.MaximumNArgs(1),
 	}
 	var flags adminFlags
 	flags.register(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			names, err := flags.names()
+			if err != nil {
+				return fmt.Errorf("%s: name a credential; those in use could not be listed: %w", name, err)
+			}
+			return fmt.Errorf("%s: name a credential; in use: %s", name, cmp.Or(names, "none"))
+		}
 		answer, err := flags.request(http.MethodPost, adminPath+"/"+url.PathEscape(args[0])+"/"+name)
 		if err != nil || flags.json {
 			return errors.Join(err, printRaw(cmd, answer))

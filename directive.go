@@ -96,12 +96,15 @@ func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	if err != nil {
 		return nil, err
 	}
-	values := h.NewRoute(matcher, handler)
-	route := values[0].Value.(caddyhttp.Route)
 	unreachable := &Unreachable{Provider: e.provider, Origins: e.transport.Origins}
-	route.HandlersRaw = slices.Insert(route.HandlersRaw, 0, caddyconfig.JSONModuleObject(unreachable, "handler", "egress_unreachable", nil))
-	values[0].Value = route
-	return values, nil
+	if !h.IsNamedRoute() {
+		return slices.Concat(h.NewRoute(matcher, unreachable), h.NewRoute(matcher, handler)), nil
+	}
+	both := new(caddyhttp.Subroute) // Caddy takes one handler of a named route
+	for _, value := range slices.Concat(h.NewRoute(nil, unreachable), h.NewRoute(nil, handler)) {
+		both.Routes = append(both.Routes, value.Value.(caddyhttp.Route))
+	}
+	return h.NewRoute(matcher, both), nil
 }
 
 // directive is an egress directive as it is read.

@@ -80,7 +80,7 @@ vouchers voucherify <voucherify>/v1/oauth/token ok 15m0s vouchers campaigns
 vouchers+vouchers voucherify <voucherify>/v1/oauth/token ok 15m0s vouchers
 voucherify-<id> voucherify <voucherify>/v1/oauth/token ok 15m0s api
 
-bad-scope: token endpoint answered 400 Bad Request (invalid_scope)
+bad-scope: token endpoint answered 400 Bad Request (invalid_scope); refused: no.such.scope
 → check the scopes: ask only for those that the key has, by their exact names
 
 bad-secret: token endpoint answered 401 Unauthorized (unauthorized)
@@ -171,6 +171,44 @@ func TestCheckReportsScopesThatAreNotGranted(t *testing.T) {
 	got := runCaddy(t, "egress", "check", "--config", config)
 	if got.status != 0 || !strings.Contains(got.stdout, "not granted: write\n") {
 		t.Errorf("status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
+	}
+}
+
+// A refused scope is named, though the token endpoint's words are not shown.
+func TestCheckNamesRefusedScopes(t *testing.T) {
+	endpoint := egresstest.NewTokens(t)
+	endpoint.Answer = func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if strings.Contains(r.FormValue("scope"), "write") {
+			w.WriteHeader(http.StatusBadRequest)
+			fmt.Fprint(w, `{"error":"invalid_scope","error_description":"words of the endpoint"}`)
+			return
+		}
+		fmt.Fprint(w, `{"access_token":"`+egresstest.TokenPrefix+`","token_type":"bearer","expires_in":60}`)
+	}
+	credential := func(name, scopes string) string {
+		return "credential " + name + strings.TrimPrefix(egresstest.Egress("http://127.0.0.1:1", endpoint.URL, "scopes "+scopes), "egress")
+	}
+	config := writeConfig(t, "Caddyfile", "{\negress {\n"+
+		credential("mixed", "read stock.write list order.write")+"\n"+credential("alone", "write")+"\n"+credential("good", "read")+"\n}\n}\n")
+	got := runCaddy(t, "egress", "check", "--config", config)
+	for _, want := range []string{
+		"mixed: token endpoint answered 400 Bad Request (invalid_scope); refused: stock.write order.write\n  → check the scopes",
+		"alone: token endpoint answered 400 Bad Request (invalid_scope); refused: write\n",
+	} {
+		if got.status != 1 || !strings.Contains(got.stdout, want) || strings.Contains(got.stdout+got.stderr, "words") {
+			t.Errorf("status %d, printed\n%s\n%s\nwant %s", got.status, got.stdout, got.stderr, want)
+		}
+	}
+	if got, want := endpoint.Count(), 1+4+1+1; got != want {
+		t.Errorf("%d token requests, want %d", got, want)
+	}
+	got = runCaddy(t, "egress", "check", "--json", "--config", config, "mixed")
+	var results []struct {
+		Refused []string `json:"scopes_refused"`
+	}
+	if err := json.Unmarshal([]byte(got.stdout), &results); err != nil || len(results) != 1 || strings.Join(results[0].Refused, " ") != "stock.write order.write" {
+		t.Errorf("error %v, printed %s", err, got.stdout)
 	}
 }
 

@@ -167,7 +167,8 @@ func TestCommandsOnARunningCaddy(t *testing.T) {
 		{"not supported", []string{"revoke", "down"}, "does not support"},
 		{"unknown name", []string{"status", "nobody"}, "nobody"},
 		{"a name that no credential can have", []string{"refresh", "a/../b c"}, "no such action"},
-		{"name is missing", []string{"refresh"}, "accepts 1 arg"},
+		{"name is missing", []string{"refresh"}, "refresh: name a credential; in use: down, vouchers"},
+		{"too many names to act on", []string{"refresh", "vouchers", "down"}, "accepts at most 1 arg"},
 		{"too many names", []string{"status", "vouchers", "down"}, "accepts at most 1 arg"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -176,6 +177,24 @@ func TestCommandsOnARunningCaddy(t *testing.T) {
 			}
 		})
 	}
+	t.Run("who acted is logged", func(t *testing.T) {
+		seen := make(map[string]bool)
+		for _, line := range g.LogLines("an operator acted on a token") {
+			seen[fmt.Sprint(line["action"], " ", line["credential"], " ", line["error"] != nil)] = true
+			agent, _ := line["user_agent"].(string)
+			if addr, _ := line["remote_addr"].(string); !strings.HasPrefix(addr, "127.0.0.1:") || !regexp.MustCompile(`^caddy-egress \(.+@.+\)$`).MatchString(agent) || line["level"] != "info" {
+				t.Errorf("logged %v", line)
+			}
+		}
+		for _, want := range []string{"refresh vouchers false", "revoke vouchers false", "refresh down true", "revoke down true"} {
+			if !seen[want] {
+				t.Errorf("%s is not logged, but %v", want, seen)
+			}
+		}
+		if len(seen) != 4 {
+			t.Errorf("logged %v", seen)
+		}
+	})
 	t.Run("rate limit", func(t *testing.T) {
 		if err := voucherify.SetFaults(sandbox.Faults{API: sandbox.Fault{Status: 429, RetryAfter: "90"}}); err != nil {
 			t.Fatal(err)
@@ -199,7 +218,22 @@ func TestCommandsOnARunningCaddy(t *testing.T) {
 		if got.status != 1 || !strings.Contains(got.stderr, "connection refused") {
 			t.Errorf("status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
 		}
+		got = runCaddy(t, "egress", "revoke", "--address", egresstest.FreeAddr(t))
+		if got.status != 1 || !strings.Contains(got.stderr, "revoke: name a credential; those in use could not be listed: ") {
+			t.Errorf("status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
+		}
 	})
+}
+
+func TestUnknownCommand(t *testing.T) {
+	got := runCaddy(t, "egress", "stats")
+	const want = `egress: "stats" is not a command; there are access, check, introspect, key, refresh, revoke, status; did you mean status?`
+	if got.status != 1 || !strings.Contains(got.stderr, want) || got.stdout != "" {
+		t.Errorf("status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
+	}
+	if got := runCaddy(t, "egress"); got.status != 0 || !strings.Contains(got.stdout, "status") {
+		t.Errorf("status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
+	}
 }
 
 func TestHelpOfCommands(t *testing.T) {

@@ -148,4 +148,11 @@ func TestErrorsAreStillCaddys(t *testing.T) {
 			t.Errorf("answered %d %q", resp.StatusCode, body)
 		}
 	})
+	t.Run("named routes", func(t *testing.T) { // of which Caddy takes one handler
+		g := egresstest.StartGateway(t, "invoke shared", egresstest.WithGlobal("}\n&(shared) {\n"+egresstest.Egress(api.URL, endpoint.URL, "")))
+		before := api.Count()
+		if resp, body := g.Get("/x"); resp.StatusCode != http.StatusOK || api.Count() != before+1 {
+			t.Errorf("answered %d %q, with %d requests to the API", resp.StatusCode, body, api.Count()-before)
+		}
+	})
 }
