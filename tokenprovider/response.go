@@ -33,7 +33,7 @@ func parseToken(r *response) (*Token, error) {
 	}
 	fields, ok := parseObject(r.body)
 	if !ok {
-		return nil, malformed(r, "the answer is no JSON object; is token_url the token endpoint?")
+		return nil, malformed(r, "the answer is not a JSON object; is token_url the token endpoint?")
 	}
 
 	raw, ok := fields["access_token"]
@@ -98,7 +98,7 @@ func parseFailure(r *response) *Error {
 	case r.status/100 == 4 && isObject && isError(r, fields):
 		e.Class = Refused
 	case r.status/100 == 4:
-		e.Reason = "the answer is no OAuth error; something on the way may have sent it"
+		e.Reason = "the answer is not an OAuth error; something on the way may have sent it"
 	}
 	diagnose(e, r)
 	return e
@@ -109,7 +109,7 @@ func parseFailure(r *response) *Error {
 func parseIntrospection(r *response) (*Introspection, error) {
 	fields, ok := parseObject(r.body)
 	if !ok {
-		return nil, malformed(r, "the answer is no JSON object")
+		return nil, malformed(r, "the answer is not a JSON object")
 	}
 	var in Introspection
 	if json.Unmarshal(fields["active"], &in.Active) != nil {

@@ -218,7 +218,7 @@ func TestGrantedScopes(t *testing.T) {
 }
 
 func TestMalformed(t *testing.T) {
-	const noObject, noToken, emptyToken, badToken, badType = "no JSON object", "no access_token", "empty or no string", "cannot carry", "token_type"
+	const noObject, noToken, emptyToken, badToken, badType = "not a JSON object", "no access_token", "empty or no string", "cannot carry", "token_type"
 	for body, reason := range map[string]string{
 		"":                                 noObject,
 		"<html><body>MARKER</body></html>": noObject,

@@ -65,7 +65,7 @@ func (r Request) Form(t testing.TB) url.Values {
 	t.Helper()
 	form, err := url.ParseQuery(r.Body)
 	if err != nil {
-		t.Fatalf("body %q is no form: %v", r.Body, err)
+		t.Fatalf("body %q is not a form: %v", r.Body, err)
 	}
 	return form
 }
@@ -76,7 +76,7 @@ func (r Request) Basic(t testing.TB) (id, secret string) {
 	encoded, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Basic ")
 	pair, err := base64.StdEncoding.DecodeString(encoded)
 	if !ok || err != nil {
-		t.Fatalf("Authorization %q is no Basic authentication", r.Header.Get("Authorization"))
+		t.Fatalf("Authorization %q is not Basic authentication", r.Header.Get("Authorization"))
 	}
 	id, secret, _ = strings.Cut(string(pair), ":")
 	return id, secret
