@@ -3,9 +3,11 @@ package egress
 import (
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -88,7 +90,7 @@ func (h *Unreachable) ServeHTTP(w http.ResponseWriter, req *http.Request, next c
 		return nil
 	}
 	failure, ok := errors.AsType[caddyhttp.HandlerError](err)
-	if !ok || !isWithoutAnswer(failure.StatusCode) {
+	if !ok || !isWithoutAnswer(failure) {
 		return err
 	}
 	server, _ := req.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
@@ -106,10 +108,15 @@ func (h *Unreachable) ServeHTTP(w http.ResponseWriter, req *http.Request, next c
 	return err
 }
 
-// isWithoutAnswer reports whether status is that of an error of reverse_proxy for
-// want of an answer.
-func isWithoutAnswer(status int) bool {
-	return status == http.StatusBadGateway || status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout
+// isWithoutAnswer reports whether reverse_proxy failed for want of an answer. An
+// error of a handler in its handle_response can have the same status; the trace
+// says whose it is.
+func isWithoutAnswer(failure caddyhttp.HandlerError) bool {
+	switch failure.StatusCode {
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return strings.HasPrefix(failure.Trace, "reverseproxy.")
+	}
+	return false
 }
 
 // log logs one failure a second, with the number of those that were left out
@@ -144,6 +151,8 @@ func unreachable(failure caddyhttp.HandlerError) *refusal {
 	_, notDialed := errors.AsType[reverseproxy.DialError](failure.Err)
 	_, notVerified := errors.AsType[*tls.CertificateVerificationError](failure.Err)
 	switch {
+	case strings.Contains(failure.Err.Error(), "matched retry_match"):
+		r.message, r.proxyError = fmt.Sprintf("every attempt was answered with %d", r.status), "destination_unavailable"
 	case r.status == http.StatusServiceUnavailable:
 		r.message, r.proxyError = "no upstream of the API is available", "destination_unavailable"
 	case r.status == http.StatusGatewayTimeout:

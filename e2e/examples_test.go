@@ -1,10 +1,13 @@
 package e2e_test
 
 import (
+	"bufio"
+	"context"
 	"encoding/json"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -51,9 +54,13 @@ func TestSandboxExample(t *testing.T) {
 		t.Errorf("a path without a route is answered %d %q, want 404 and a hint", status, body)
 	}
 
-	// what the README shows
-	readme := egresstest.ReadText(t, "../README.md")
-	for _, url := range []string{base + "/understory/v1/me", "http://" + addrs["9001"] + "/v1/me", base + "/voucherify/v1/vouchers/a%2Fb%20c"} {
+	if status, body := getFrom(t, base+"/voucherify/v1/vouchers/a%2Fb%20c"); status != http.StatusOK || !strings.Contains(body, `"code":"a/b c"`) {
+		t.Errorf("an escaped path is answered %d %s", status, body)
+	}
+
+	// what the documents show
+	readme, answers := egresstest.ReadText(t, "../README.md"), egresstest.ReadText(t, "../docs/reference/answers.md")
+	for _, url := range []string{base + "/understory/v1/me", "http://" + addrs["9001"] + "/v1/me"} {
 		if _, body := getFrom(t, url); !strings.Contains(readme, "\n"+body+"\n") {
 			t.Errorf("the README does not show the answer of %s: %s", url, body)
 		}
@@ -65,9 +72,54 @@ func TestSandboxExample(t *testing.T) {
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(resp.Body)
 	for _, line := range []string{"HTTP/1.1 " + resp.Status, "Proxy-Status: " + resp.Header.Get("Proxy-Status"), string(body)} {
-		if !strings.Contains(readme, "\n"+line+"\n") {
-			t.Errorf("the README does not show the gateway's answer: %s", line)
+		if !strings.Contains(answers, "\n"+line+"\n") {
+			t.Errorf("docs/reference/answers.md does not show the gateway's answer: %s", line)
 		}
+	}
+}
+
+// Who tries the quick start sees no warnings that are not about anything.
+func TestSandboxExampleWarnsOfNothing(t *testing.T) {
+	text := egresstest.ReadText(t, "../examples/sandbox/Caddyfile")
+	gateway := egresstest.FreeAddr(t)
+	for port, addr := range map[string]string{"8080": gateway, "9001": egresstest.FreeAddr(t), "9002": egresstest.FreeAddr(t)} {
+		text = strings.ReplaceAll(text, ":"+port, ":"+egresstest.Port(addr))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	cmd := egresstest.CaddyCommand(ctx, t.TempDir(), "run", "--config", writeConfig(t, "Caddyfile", strings.Replace(text, "auto_https off", "auto_https off\n\tadmin "+egresstest.FreeAddr(t), 1)))
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines, tokens := bufio.NewScanner(stderr), 0
+	for lines.Scan() {
+		var line struct{ Level, Msg, Logger string }
+		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+			t.Errorf("logged %s: %v", lines.Text(), err)
+		}
+		if line.Level == "warn" && !strings.HasPrefix(line.Msg, "exiting") || line.Level == "error" {
+			t.Errorf("logged %s", lines.Text())
+		}
+		if line.Msg != "serving initial configuration" {
+			continue
+		}
+		for _, path := range []string{"/understory/v1/me", "/voucherify/v1/vouchers"} { // so that both have a token
+			egresstest.Eventually(t, path, func() bool {
+				status, _ := getFrom(t, "http://"+gateway+path)
+				return status == http.StatusOK
+			})
+			tokens++
+		}
+		cancel()
+	}
+	_ = cmd.Wait()
+	if tokens != 2 {
+		t.Errorf("%d APIs were called, want 2", tokens)
 	}
 }
 

@@ -24,6 +24,8 @@ func TestUnreachableAPI(t *testing.T) {
 		}
 	}
 	unverified := egresstest.NewRecorderOver(t, (*httptest.Server).StartTLS)
+	busy := egresstest.NewRecorder(t)
+	busy.Handler = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }
 	_, sandbox := egresstest.NewSandboxFor(t, "voucherify", egresstest.Secret, egresstest.Secret)
 	_, tokens := egresstest.NewSandboxFor(t, "understory", egresstest.Secret, egresstest.Secret)
 
@@ -34,6 +36,7 @@ func TestUnreachableAPI(t *testing.T) {
 		egresstest.Site("/unverified", egresstest.Egress(unverified.URL, endpoint.URL, ""))+
 		egresstest.Site("/down", egresstest.Egress("http://"+nowhere, endpoint.URL, "fail_duration 1h\nto "+nowhere+"\norigins https://app.test"))+
 		egresstest.Site("/retried", egresstest.Egress("http://"+nowhere, endpoint.URL, "lb_retries 2\norigins https://app.test"))+
+		egresstest.Site("/again", egresstest.Egress(busy.URL, endpoint.URL, "lb_retries 1\nlb_retry_match {\nexpression `{rp.status_code} in [503]`\n}"))+
 		egresstest.Site("/understory", "egress understory http://"+nowhere+" {\ntoken_url "+tokens.URL+"/oauth2/token\nclient_id "+secret+"\nclient_secret "+secret+"\n}")+
 		egresstest.Site("/voucherify", "egress voucherify "+sandbox.URL+" {\napp_id "+secret+"\napp_token "+secret+"\nscopes api\nto "+nowhere+"\napi_hosts "+nowhere+"\n}"))
 
@@ -57,6 +60,7 @@ func TestUnreachableAPI(t *testing.T) {
 		{"/down", 502, "destination_unavailable", notConnected, problem, nowhere},
 		{"/down", 503, "destination_unavailable", "no upstream of the API is available", problem, nowhere}, // one line a second,
 		{"/retried", 502, "destination_unavailable", notConnected, problem, nowhere},
+		{"/again", 503, "destination_unavailable", "every attempt was answered with 503", problem, "retry_match"},
 		{"/understory", 502, "destination_unavailable", notConnected, `{"code":"api_unreachable","message":"MESSAGE"}`, nowhere},
 		{"/voucherify", 502, "destination_unavailable", notConnected, `{"code":CODE,"key":"api_unreachable","message":"MESSAGE"}`, nowhere},
 	} {
@@ -139,6 +143,12 @@ func TestErrorsAreStillCaddys(t *testing.T) {
 		}
 		if resp, body := g.Get("/x"); resp.StatusCode != http.StatusOK {
 			t.Errorf("the second request is answered %d %q, want the other upstream", resp.StatusCode, body)
+		}
+	})
+	t.Run("errors of handle_response", func(t *testing.T) {
+		g := egresstest.StartGateway(t, egresstest.Egress(api.URL, endpoint.URL, "@any status 2xx\nhandle_response @any {\nerror \"of my own\" 503\n}"))
+		if resp, body := g.Get("/x"); resp.StatusCode != http.StatusServiceUnavailable || body != "" {
+			t.Errorf("answered %d %q", resp.StatusCode, body)
 		}
 	})
 	t.Run("other errors", func(t *testing.T) { // such as a client that leaves, or a body that is too long
