@@ -24,7 +24,8 @@ var sent tokensSent
 type tokensSent struct {
 	mu      sync.RWMutex
 	expires map[[sha256.Size]byte]time.Time
-	pruneAt int // how many there are when those that have expired are removed next
+	pruned  time.Time // when those that have expired were removed last
+	pruneAt int       // how many there are when that is done at the latest
 
 	loops atomic.Int64 // requests that have been here before
 
@@ -59,19 +60,24 @@ func (s *tokensSent) add(t *tokensource.Token) {
 	key := sha256.Sum256([]byte(t.Value.Reveal()))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.expires == nil {
-		s.expires = make(map[[sha256.Size]byte]time.Time)
-	}
-	if len(s.expires) >= s.pruneAt {
-		now := time.Now()
-		for key, expires := range s.expires {
-			if now.After(expires) {
-				delete(s.expires, key)
-			}
-		}
-		s.pruneAt = 2*len(s.expires) + 64
+	if now := time.Now(); len(s.expires) >= s.pruneAt || now.Sub(s.pruned) >= pruneEvery {
+		s.prune(now)
 	}
 	s.expires[key] = t.Expires
+}
+
+// pruneEvery is how long tokens that have expired are kept, while others are sent.
+const pruneEvery = time.Minute
+
+// prune removes the tokens that have expired. s.mu is held.
+func (s *tokensSent) prune(now time.Time) {
+	left := make(map[[sha256.Size]byte]time.Time) // anew, since a map does not shrink
+	for key, expires := range s.expires {
+		if !now.After(expires) {
+			left[key] = expires
+		}
+	}
+	s.expires, s.pruned, s.pruneAt = left, now, 2*len(left)+64
 }
 
 // has reports whether token is one of them.
