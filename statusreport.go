@@ -228,7 +228,7 @@ func (c *credentialReport) problems(now time.Time) (all []problemReport) {
 	if !c.LimitedUntil.IsZero() {
 		all = append(all, problemReport{
 			Health: healthWarning, Subject: c.Credential, Problem: "rate limited by the API",
-			Effect: "Requests are answered with 429. That is over " + inSpan(c.LimitedUntil.Sub(now)) + ".",
+			Effect: "Requests may be answered with 429. That is over " + inSpan(c.LimitedUntil.Sub(now)) + ".",
 			Advice: "if it happens often, have applications send fewer requests, or give callers a limit in their grants",
 		})
 	}
