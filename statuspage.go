@@ -2,8 +2,9 @@ package egress
 
 import (
 	"bytes"
-	"crypto/rand"
+	"crypto/sha256"
 	_ "embed"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"html/template"
@@ -130,10 +131,9 @@ func (h *StatusPage) ServeHTTP(w http.ResponseWriter, req *http.Request, _ caddy
 			return err
 		}
 	} else {
-		nonce := rand.Text()
 		header.Set("Content-Type", "text/html; charset=utf-8")
-		header.Set("Content-Security-Policy", fmt.Sprintf(statusPolicy, nonce))
-		if err := statusTemplate.Execute(&body, statusView{statusReport: report, Nonce: nonce}); err != nil {
+		header.Set("Content-Security-Policy", statusPolicy)
+		if err := statusTemplate.Execute(&body, report); err != nil {
 			return err
 		}
 	}
@@ -187,11 +187,6 @@ func (h *StatusPage) logRefusal(req *http.Request, r *refusal) {
 	h.logger.Warn("refused a request", fields...)
 }
 
-// statusPolicy is the Content-Security-Policy of the page: it runs its own script
-// and style, and asks for itself again. The icon is in the page.
-const statusPolicy = "default-src 'none'; script-src 'nonce-%[1]s'; style-src 'nonce-%[1]s'; img-src data:; connect-src 'self'; " +
-	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-
 //go:embed statuspage.html
 var statusHTML string
 
@@ -210,19 +205,31 @@ var statusTemplate = template.Must(template.New("status").Funcs(template.FuncMap
 			Now     time.Time
 		}{p, now}
 	},
-	"rows": func(group credentialGroup, view statusView) any {
+	"rows": func(group credentialGroup, report *statusReport) any {
 		return struct {
 			Group credentialGroup
 			Now   time.Time
 			Store *StoreStatus
-		}{group, view.Time, view.Store}
+		}{group, report.Time, report.Store}
 	},
 }).Parse(statusHTML))
 
-// statusView is what the page is made of.
-type statusView struct {
-	*statusReport
-	Nonce string
+// statusPolicy is the Content-Security-Policy of the page: it runs its own script
+// and style, and asks for itself again. The icon is in the page. A nonce would not
+// do: the page that is asked for is read under the policy of the one that asks.
+var statusPolicy = fmt.Sprintf("default-src 'none'; script-src %s; style-src %s; img-src data:; connect-src 'self'; "+
+	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'", policyHash("script"), policyHash("style"))
+
+// policyHash returns the hash of an element of the page, as a policy has it.
+func policyHash(element string) string {
+	var page strings.Builder
+	if err := statusTemplate.Execute(&page, new(statusReport)); err != nil {
+		panic(err)
+	}
+	_, content, _ := strings.Cut(page.String(), "<"+element+">")
+	content, _, _ = strings.Cut(content, "</"+element+">")
+	hash := sha256.Sum256([]byte(content))
+	return "'sha256-" + base64.StdEncoding.EncodeToString(hash[:]) + "'"
 }
 
 // span returns a duration as people say it, in at most two units.
