@@ -139,8 +139,7 @@ func (a *App) statusReport(now time.Time) *statusReport {
 		if total += group.Total; group.Family != "" {
 			families++
 		}
-		group.Shown, group.LeftOut = bounded(group.Shown, mostShown, func(a, b credentialReport) int { return compareHealth(a.Health, b.Health) },
-			func(a, b credentialReport) int { return strings.Compare(a.Credential, b.Credential) })
+		group.Shown, group.LeftOut = group.bounded(mostShown)
 	}
 	r.Groups, r.GroupsLeft = bounded(r.Groups, mostShown, func(a, b credentialGroup) int { return compareHealth(a.worst(), b.worst()) }, nil)
 	for name := range a.Callers {
@@ -168,6 +167,12 @@ func bounded[T any](all []T, most int, first, then func(a, b T) int) (shown []T,
 		slices.SortStableFunc(all, then)
 	}
 	return all, max(leftOut, 0)
+}
+
+// bounded returns the worst of the group, by name.
+func (g *credentialGroup) bounded(most int) (shown []credentialReport, leftOut int) {
+	return bounded(g.Shown, most, func(a, b credentialReport) int { return compareHealth(a.Health, b.Health) },
+		func(a, b credentialReport) int { return strings.Compare(a.Credential, b.Credential) })
 }
 
 // compareHealth puts the worst first.

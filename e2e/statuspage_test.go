@@ -388,7 +388,7 @@ func TestStatusPageWithTenants(t *testing.T) {
 	if len(all.Problems) != 1 || all.Problems[0].Subject != "tenants/tenant-111" || group.Requests.Forwarded != 111 || group.Requests.Others["credential_refused"] != 1 {
 		t.Errorf("problems %+v, requests %+v", all.Problems, group.Requests)
 	}
-	checkReads(t, page, "Tenants of tenants", "112 live. 112 requests of all tenants since the start, of which 1 credential_refused", "12 more are left out",
+	checkReads(t, page, "Tenants of tenants", "112 live. Requests of all tenants since the start: 112. Of them 1 credential_refused .", "12 more are left out",
 		"caddy egress refresh tenants/tenant-111", "✕ 1 credential has no token")
 	if n := strings.Count(page, `<tr id="credential-`); n != 100 {
 		t.Errorf("the page has %d tenants", n)
@@ -415,7 +415,7 @@ func TestStatusPageWithCallers(t *testing.T) {
 	if got := s.Credentials[0].Shown[0].Requests; got.Total != 4 || got.Others["caller_unknown"] != 1 {
 		t.Errorf("the requests with lent are %+v", got)
 	}
-	checkReads(t, page, "Caller Requests Sent to the API Others status-never 0 0 – status-shop 3 2 1 operation_not_allowed")
+	checkReads(t, page, "Caller Requests Sent to the API Other outcomes status-never 0 0 – status-shop 3 2 1 operation_not_allowed")
 }
 
 // What is shown of files and errors is text, whatever it looks like.
