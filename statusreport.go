@@ -217,7 +217,11 @@ func (c *credentialReport) problems(now time.Time) (all []problemReport) {
 		}
 		refused := e.Class == string(tokenprovider.Refused)
 		if refused {
-			p.Commands = append([]string{"caddy egress check --config Caddyfile"}, p.Commands...)
+			check := "caddy egress check --config Caddyfile"
+			if _, tenant, ok := strings.Cut(c.Credential, "/"); ok {
+				check += " --tenant " + tenant
+			}
+			p.Commands = slices.Insert(p.Commands, 0, check)
 		}
 		switch {
 		case !c.Expires.IsZero():

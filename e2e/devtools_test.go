@@ -3,8 +3,10 @@ package e2e_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -56,7 +58,7 @@ func newTab(t *testing.T, browser string) *tab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	command := exec.Command(browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
+	command := exec.CommandContext(context.WithoutCancel(t.Context()), browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
 		"--user-data-dir="+t.TempDir(), "--remote-debugging-pipe")
 	command.ExtraFiles = []*os.File{theirs, ours}
@@ -71,7 +73,7 @@ func newTab(t *testing.T, browser string) *tab {
 	wg.Go(func() { b.listen(from) })
 	t.Cleanup(func() {
 		b.session = ""
-		b.call("Browser.close", nil)
+		_, _ = b.try("Browser.close", nil) // it may end before it answers
 		_ = command.Wait()
 		to.Close()
 		wg.Wait()
@@ -144,9 +146,8 @@ func (b *tab) complained(but ...string) (all []string) {
 	return all
 }
 
-// call has the browser do something, and returns what comes of it.
-func (b *tab) call(method string, params any) json.RawMessage {
-	b.t.Helper()
+// try has the browser do something, and returns what comes of it.
+func (b *tab) try(method string, params any) (json.RawMessage, error) {
 	if params == nil {
 		params = struct{}{}
 	}
@@ -160,18 +161,30 @@ func (b *tab) call(method string, params any) json.RawMessage {
 	}
 	b.mu.Unlock()
 	if err != nil {
-		b.t.Fatalf("%s: %v", method, err)
+		return nil, err
 	}
 	select {
 	case m, ok := <-answer:
-		if !ok && method != "Browser.close" || m.Error != nil {
-			b.t.Fatalf("%s: %s", method, m.Error)
+		switch {
+		case !ok:
+			return nil, errors.New("the browser has ended")
+		case m.Error != nil:
+			return nil, errors.New(string(m.Error))
 		}
-		return m.Result
+		return m.Result, nil
 	case <-time.After(30 * time.Second):
-		b.t.Fatalf("%s: the browser does not answer", method)
+		return nil, errors.New("the browser does not answer")
 	}
-	return nil
+}
+
+// call is [tab.try] for what has to succeed.
+func (b *tab) call(method string, params any) json.RawMessage {
+	b.t.Helper()
+	result, err := b.try(method, params)
+	if err != nil {
+		b.t.Fatalf("%s: %v", method, err)
+	}
+	return result
 }
 
 func (b *tab) result(result any, method string, params any) {
@@ -185,29 +198,46 @@ func (b *tab) result(result any, method string, params any) {
 func (b *tab) open(address string) {
 	b.t.Helper()
 	b.call("Page.navigate", map[string]any{"url": address})
-	egresstest.Eventually(b.t, "the page at "+address, func() bool {
-		return b.eval("location.href + ' ' + document.readyState") == address+" complete"
-	})
+	b.waitFor(fmt.Sprintf("location.href === %q && document.readyState === 'complete'", address))
 }
 
-// eval returns the value of an expression in the page, as text.
-func (b *tab) eval(expression string) string {
-	b.t.Helper()
+// tryEval returns the value of an expression in the page, as text. While another page
+// is being opened, there may be none.
+func (b *tab) tryEval(expression string) (string, error) {
+	result, err := b.try("Runtime.evaluate", map[string]any{"expression": expression, "awaitPromise": true, "returnByValue": true})
+	if err != nil {
+		return "", err
+	}
 	var evaluated struct {
 		Result    struct{ Value any }
 		Exception json.RawMessage `json:"exceptionDetails"`
 	}
-	b.result(&evaluated, "Runtime.evaluate", map[string]any{"expression": expression, "awaitPromise": true, "returnByValue": true})
-	if evaluated.Exception != nil {
-		b.t.Fatalf("%s: %s", expression, evaluated.Exception)
+	if err := json.Unmarshal(result, &evaluated); err != nil {
+		return "", err
 	}
-	return fmt.Sprint(evaluated.Result.Value)
+	if evaluated.Exception != nil {
+		return "", errors.New(string(evaluated.Exception))
+	}
+	return fmt.Sprint(evaluated.Result.Value), nil
+}
+
+// eval is [tab.tryEval] where a page is open.
+func (b *tab) eval(expression string) string {
+	b.t.Helper()
+	value, err := b.tryEval(expression)
+	if err != nil {
+		b.t.Fatalf("%s: %v", expression, err)
+	}
+	return value
 }
 
 // waitFor waits until an expression in the page is true.
 func (b *tab) waitFor(expression string) {
 	b.t.Helper()
-	egresstest.Eventually(b.t, expression, func() bool { return b.eval(expression) == "true" })
+	egresstest.Eventually(b.t, expression, func() bool {
+		value, err := b.tryEval(expression)
+		return err == nil && value == "true"
+	})
 }
 
 // press presses and releases a key: Tab, Enter or a space.

@@ -389,7 +389,7 @@ func TestStatusPageWithTenants(t *testing.T) {
 		t.Errorf("problems %+v, requests %+v", all.Problems, group.Requests)
 	}
 	checkReads(t, page, "Tenants of tenants", "112 live. Requests of all tenants since the start: 112. Of them 1 credential_refused .", "12 more are left out",
-		"caddy egress refresh tenants/tenant-111", "✕ 1 credential has no token")
+		"caddy egress check --config Caddyfile --tenant tenant-111", "caddy egress refresh tenants/tenant-111", "✕ 1 credential has no token")
 	if n := strings.Count(page, `<tr id="credential-`); n != 100 {
 		t.Errorf("the page has %d tenants", n)
 	}

@@ -232,6 +232,16 @@ func TestStatusPageInBrowser(t *testing.T) {
 		}
 		b.waitFor(noticeText + " === ''")
 		complains("behind another answer", "status of 502", "net::ERR_")
+
+		// and where the gateway is another version by now
+		if err := s.Load("header Content-Type text/html\nrespond `<p id=\"summary\">another version</p>`"); err != nil {
+			t.Fatal(err)
+		}
+		b.waitFor("document.documentElement.textContent === 'another version'")
+		if err := s.Load(s.routes); err != nil {
+			t.Fatal(err)
+		}
+		b.complained()
 	})
 
 	s.use(3, 2)
