@@ -64,6 +64,35 @@ func TestRefreshBefore(t *testing.T) {
 	}
 }
 
+// A manual refresh that fails does not bring the next one forward, and the status
+// says so.
+func TestNextAttemptAfterAFailedRefresh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := &issuer{lifetime: time.Hour}
+		s := newSource(t, i)
+		if _, _, err := get(s); err != nil {
+			t.Fatal(err)
+		}
+		due := s.Status().Next
+		i.set(func(i *issuer) { i.err = down })
+		if err := s.Refresh(t.Context()); err == nil {
+			t.Fatal("the refresh has not failed")
+		}
+		if got := s.Status(); got.Phase != tokensource.PhaseStale || !got.Next.Equal(due) {
+			t.Errorf("got %+v, want the next attempt at %v", got, due)
+		}
+		failed := i.count()
+		time.Sleep(time.Until(due) - time.Second)
+		if got := i.count(); got != failed {
+			t.Errorf("%d token requests before the token is due", got-failed)
+		}
+		time.Sleep(2 * time.Second)
+		if got := i.count(); got == failed {
+			t.Error("no token request when the token is due")
+		}
+	})
+}
+
 func TestIdleCredentialLapses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := &issuer{lifetime: 90 * time.Second}
