@@ -70,9 +70,8 @@ func TestNextAttemptAfterAFailedRefresh(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := &issuer{lifetime: time.Hour}
 		s := newSource(t, i)
-		if _, _, err := get(s); err != nil {
-			t.Fatal(err)
-		}
+		s.Start()
+		synctest.Wait()
 		due := s.Status().Next
 		i.set(func(i *issuer) { i.err = down })
 		if err := s.Refresh(t.Context()); err == nil {
