@@ -24,10 +24,10 @@ func TestCallersExample(t *testing.T) {
 	e.checkCommands()
 
 	// the guide shows what is answered
-	guide := egresstest.ReadText(t, "../docs/callers.md")
+	guide := egresstest.ReadText(t, "../docs/guides/callers.md")
 	for key, body := range e.bodies {
 		if !strings.Contains(guide, "\n"+body+"\n") {
-			t.Errorf("docs/callers.md does not show the answer %s: %s", key, body)
+			t.Errorf("docs/guides/callers.md does not show the answer %s: %s", key, body)
 		}
 	}
 
@@ -111,12 +111,12 @@ func TestGuideShowsWhoMayDoWhat(t *testing.T) {
 	for i := range lines {
 		lines[i] = strings.TrimRight(lines[i], " ")
 	}
-	_, shown, found := strings.Cut(egresstest.ReadText(t, "../docs/callers.md"), "$ CALLERS=/run/callers caddy egress access --config examples/callers/Caddyfile\n")
+	_, shown, found := strings.Cut(egresstest.ReadText(t, "../docs/guides/callers.md"), "$ CALLERS=/run/callers caddy egress access --config examples/callers/Caddyfile\n")
 	if !found {
-		t.Fatal("docs/callers.md does not show the command")
+		t.Fatal("docs/guides/callers.md does not show the command")
 	}
 	shown, _, _ = strings.Cut(shown, "\n```")
-	egresstest.CheckLines(t, "what docs/callers.md shows of the command", strings.Split(shown, "\n"), lines)
+	egresstest.CheckLines(t, "what docs/guides/callers.md shows of the command", strings.Split(shown, "\n"), lines)
 }
 
 // callersExample is an example that runs, with keys and certificates of its own.

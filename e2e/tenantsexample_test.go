@@ -22,10 +22,10 @@ func TestTenantsExample(t *testing.T) {
 		[]string{"tenants", "tenants+vouchers", "tenants+vouchers/globex", "tenants/acme", "tenants/globex"})
 
 	// the guide shows what is answered
-	guide := egresstest.ReadText(t, "../docs/tenants.md")
+	guide := egresstest.ReadText(t, "../docs/guides/tenants.md")
 	for _, key := range []string{"tenant_invalid", "tenant_unknown"} {
 		if body := e.bodies[key]; body == "" || !strings.Contains(guide, "\n"+body+"\n") {
-			t.Errorf("docs/tenants.md does not show the answer %s: %s", key, body)
+			t.Errorf("docs/guides/tenants.md does not show the answer %s: %s", key, body)
 		}
 	}
 }
