@@ -172,18 +172,6 @@ web-shop (*) ` + odd + ` promo+vouchers vouchers GET /v1/* - key + clients 10.20
 			t.Errorf("row %d is\n%s\nwant\n%s", i, row, want)
 		}
 	}
-	keys := make(map[string]bool)
-	for _, row := range rows {
-		for key := range row {
-			keys[key] = true
-		}
-	}
-	documented := egresstest.ReadText(t, "../docs/operations.md")
-	for key := range keys {
-		if !strings.Contains(documented, "| `"+key+"` |") {
-			t.Errorf("docs/operations.md has no row for the key %s", key)
-		}
-	}
 }
 
 func TestAccessOfOtherConfigs(t *testing.T) {

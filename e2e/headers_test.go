@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -37,8 +36,8 @@ func TestExactlyOneAuthorization(t *testing.T) {
 	}
 }
 
-// removedHeaders are those that the README says are removed, by name; a * at the
-// end stands for a family. TestReadmeNamesRemovedHeaders compares the two.
+// removedHeaders are those that the reference says are removed, by name; a * at the
+// end stands for a family. TestDocsNameRemovedHeaders compares the two.
 var removedHeaders = []string{
 	"Authorization", "Proxy-Authorization", "Cookie", "X-API-Key", "API-Key", "X-Auth-Token", "X-Access-Token",
 	"Forwarded", "X-Forwarded", "X-Forwarded-*", "X-Real-IP", "X-Client-IP", "Client-IP", "X-Cluster-Client-IP", "X-Original-Forwarded-For", "True-Client-IP", "CF-Connecting-IP",
@@ -68,19 +67,6 @@ func removedNames() (names, ofFamilies []string) {
 	ofFamilies = append(ofFamilies, "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", // which Caddy sets itself
 		"X-Forwarded-Access-Token", "X-Amzn-Oidc-Data", "Cf-Access-Jwt-Assertion", "X-Goog-Iap-Jwt-Assertion", "X-Auth-Request-User")
 	return names, ofFamilies
-}
-
-func TestReadmeNamesRemovedHeaders(t *testing.T) {
-	_, section, _ := strings.Cut(egresstest.ReadText(t, "../README.md"), "These are removed from every request")
-	section, _, found := strings.Cut(section, "\n\n`header_up`")
-	if !found {
-		t.Fatal("the README has no list of the headers that are removed")
-	}
-	var listed []string
-	for _, name := range regexp.MustCompile("`([A-Z][A-Za-z-]*[*]?)`").FindAllStringSubmatch(section, -1) {
-		listed = append(listed, name[1])
-	}
-	egresstest.CheckLines(t, "the headers in the README", listed, removedHeaders)
 }
 
 // startVoucherify starts an API that issues tokens, too, as Voucherify does, and
