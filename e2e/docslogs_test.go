@@ -110,8 +110,10 @@ type logCalls struct {
 
 // wrapper is a function that logs its parameters.
 type wrapper struct {
-	message int    // the index of the parameter that is the message
-	level   string // "": one of the arguments says it
+	parameters int    // how many there are, a last `…` aside: it tells methods of one name apart
+	message    int    // the index of the one that is the message
+	level      string // "": one of the arguments says it
+	variadic   bool
 }
 
 var zapLevels = map[string]string{"Debug": "debug", "Info": "info", "Warn": "warn", "Error": "error", "DPanic": "error", "Panic": "error", "Fatal": "error"}
@@ -126,8 +128,11 @@ var elsewhere = map[string]string{
 // body looks at a function with these parameters.
 func (c *logCalls) body(name string, parameters *ast.FieldList, body *ast.BlockStmt) {
 	index := make(map[string]int)
-	n := 0
+	n, variadic := 0, false
 	for _, field := range parameters.List {
+		if _, variadic = field.Type.(*ast.Ellipsis); variadic {
+			break
+		}
 		for _, parameter := range field.Names {
 			index[parameter.Name] = n
 			n++
@@ -143,7 +148,7 @@ func (c *logCalls) body(name string, parameters *ast.FieldList, body *ast.BlockS
 		case isIdentifier && name != "":
 			if i, isParameter := index[identifier.Name]; isParameter {
 				if _, known := c.wrappers[name]; !known {
-					c.wrappers[name] = wrapper{i, level}
+					c.wrappers[name] = wrapper{n, i, level, variadic}
 					c.grew = true
 				}
 				return
@@ -173,7 +178,12 @@ func (c *logCalls) body(name string, parameters *ast.FieldList, body *ast.BlockS
 				}
 			}
 		case *ast.CompositeLit:
-			if kind, ok := node.Type.(*ast.Ident); ok && kind.Name == "routeWarning" && len(node.Elts) > 0 {
+			list, isList := node.Type.(*ast.ArrayType)
+			if isList && sourceOf(list.Elt) == "routeWarning" {
+				for _, element := range node.Elts {
+					note(element.(*ast.CompositeLit).Elts[0], "warn")
+				}
+			} else if kind, ok := node.Type.(*ast.Ident); ok && kind.Name == "routeWarning" {
 				note(node.Elts[0], "warn")
 			}
 		case *ast.CallExpr:
@@ -202,7 +212,7 @@ func (c *logCalls) call(call *ast.CallExpr, note func(message ast.Expr, level st
 		}
 	}
 	name := calledName(call)
-	if known, ok := c.wrappers[name]; ok && known.message < len(call.Args) {
+	if known, ok := c.wrappers[name]; ok && (len(call.Args) == known.parameters || known.variadic && len(call.Args) > known.parameters) {
 		if known.level != "" {
 			level = known.level
 		}
@@ -277,9 +287,16 @@ func logMessages(t *testing.T) logged {
 			c.grew = false
 			for _, file := range parsed {
 				for _, declaration := range file.Decls {
-					if function, ok := declaration.(*ast.FuncDecl); ok && function.Body != nil {
+					if function, ok := declaration.(*ast.FuncDecl); ok {
 						c.body(function.Name.Name, function.Type.Params, function.Body)
+						continue
 					}
+					ast.Inspect(declaration, func(node ast.Node) bool { // functions in variables
+						if literal, ok := node.(*ast.FuncLit); ok {
+							c.body("", literal.Type.Params, literal.Body)
+						}
+						return true
+					})
 				}
 			}
 		}
