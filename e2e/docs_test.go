@@ -449,7 +449,18 @@ func TestReadmeIsShort(t *testing.T) {
 	}
 }
 
-// What SECURITY.md promises is shown by tests that are there.
+// Long pages say what is in them.
+func TestDocsHaveContents(t *testing.T) {
+	const long = 8 << 10
+	for _, p := range docPages(t) {
+		text := egresstest.ReadText(t, "../"+p.path)
+		if strings.HasPrefix(p.path, "docs/") && len(text) > long && !strings.Contains(text, "\n**Contents:** ") {
+			t.Errorf("%s has %d bytes and no line **Contents:**", p.path, len(text))
+		}
+	}
+}
+
+// What docs/security.md promises is shown by tests that are there.
 func TestDocsSecurityNamesTests(t *testing.T) {
 	tests := make(map[string]bool)
 	for _, name := range repositoryFiles(t) {

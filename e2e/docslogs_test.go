@@ -223,8 +223,12 @@ func (c *logCalls) call(call *ast.CallExpr, note func(message ast.Expr, level st
 	if !ok {
 		return
 	}
-	receiver := sourceOf(selector.X)
-	isLogger := regexp.MustCompile(`(?i)log(ger)?(\(\))?(\.Named\(\))?$|named\(\)$`).MatchString(receiver)
+	isLogger := regexp.MustCompile(`(?i)log(ger)?(\(\))?(\.Named\(\))?$|named\(\)$`).MatchString(sourceOf(selector.X))
+	for i, argument := range call.Args { // whatever it is called
+		_, isText := stringOf(argument)
+		field, isCall := argument.(*ast.CallExpr)
+		isLogger = isLogger || i == 0 && isText || isCall && strings.HasPrefix(sourceOf(field.Fun), "zap.")
+	}
 	switch {
 	case !isLogger:
 	case zapLevels[name] != "" && len(call.Args) > 0:
