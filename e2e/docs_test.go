@@ -392,7 +392,8 @@ var sentenceEnd = regexp.MustCompile(`[.:;!?…]['")]* |[.:;!?]$|\x00`)
 
 // sentences returns what a page says, normalised: its sentences, cells of tables and
 // lines of code, if they are long, and whole blocks of code. Messages of the code, by
-// which several pages may refer to it, and transcripts are not what is meant.
+// which several pages may refer to it, single commands and transcripts are not what is
+// meant.
 func sentences(p page) (all []string) {
 	add := func(text string) {
 		if len([]rune(text)) >= longSentence {
@@ -430,13 +431,16 @@ func sentences(p page) (all []string) {
 		add(strings.Join(strings.Fields(sentence), " "))
 	}
 	for _, block := range p.blocks {
-		if block.language == "console" {
+		lines := strings.Split(strings.TrimSpace(block.text), "\n")
+		if block.language == "console" || block.language == "sh" && len(lines) == 1 {
 			continue
 		}
-		for line := range strings.Lines(block.text) {
-			add(strings.Join(strings.Fields(line), " "))
-		}
 		add(strings.Join(strings.Fields(block.text), " "))
+		for _, line := range lines {
+			if block.language != "sh" {
+				add(strings.Join(strings.Fields(line), " "))
+			}
+		}
 	}
 	return all
 }
