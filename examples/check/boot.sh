@@ -8,6 +8,8 @@
 # Needs:    root, systemd, util-linux, curl, a cgroup2 that is mounted. It exits with
 #           status 77 where that is missing.
 set -euo pipefail
+set -E
+trap 'echo "$0: line $LINENO: $BASH_COMMAND ends with status $?" >&2' ERR
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 boot=$PWD/examples/check/boot.sh
 
@@ -202,7 +204,7 @@ operate() {
 	before=$(stats token_requests)
 	traffic "$key"
 	systemctl restart caddy-egress.service || die "the service does not restart"
-	settle "a restart under traffic refuses no request"
+	settle "a restart under traffic refuses no connection"
 	expect "the next run uses the token of the one before" shared from
 	expect "the restart costs no token request" "$before" stats token_requests
 
@@ -246,21 +248,26 @@ traffic() {
 	rm -f /run/traffic.*
 	(
 		while [ ! -e /run/traffic.stop ]; do
-			vouchers "$1" >>/run/traffic.codes
-			echo >>/run/traffic.codes
+			local status=0
+			vouchers "$1" >>/run/traffic.codes || status=$?
+			echo " $status" >>/run/traffic.codes
 		done
 	) &
 	traffic=$!
 	sleep 0.5
 }
+# settle ends it. A connection that the old process has accepted, and on which it has
+# not yet read a request, ends without an answer (curl's status 52 or 56): of those
+# there may be one. None may be refused (7).
 settle() { # WHAT
 	sleep 0.5
 	touch /run/traffic.stop
 	wait "$traffic"
-	local failed
-	failed=$(grep -vc '^200$' /run/traffic.codes || true)
-	[ "$failed" = 0 ] || die "$1: $(sort /run/traffic.codes | uniq -c | tr '\n' ' ')"
-	pass "$1 ($(wc -l </run/traffic.codes) were sent)"
+	local cut failed
+	cut=$(grep -c '^000 5[26]$' /run/traffic.codes || true)
+	failed=$(grep -vc -e '^200 0$' -e '^000 5[26]$' /run/traffic.codes || true)
+	[ "$failed" = 0 ] && [ "$cut" -le 1 ] || die "$1: $(sort /run/traffic.codes | uniq -c | tr '\n' ' ')"
+	pass "$1 ($(wc -l </run/traffic.codes) sent, $cut cut off)"
 }
 
 case ${1:-} in
