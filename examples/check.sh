@@ -128,7 +128,7 @@ kubernetes() {
 	# its CRD; the module is downloaded and not built
 	cp "$(cd "$work/tools/kustomize" && go mod download -json github.com/prometheus-operator/prometheus-operator@$prometheus_operator_version | sed -n 's/.*"Dir": "\(.*\)",/\1/p')/example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml" "$crds"
 	check "kustomize builds it" bash -c "'$work/kustomize' build examples/kubernetes >'$built/gateway.yaml'"
-	cp examples/kubernetes/podmonitor.yaml examples/kubernetes/caller.yaml examples/secrets/*.yaml "$built"
+	cp examples/kubernetes/podmonitor.yaml examples/kubernetes/caller.yaml "$built"
 	check "the schemas of Kubernetes 1.30 and the CRDs accept it" "$work/kubectl-validate" --version 1.30 --local-crds "$crds" "$built"
 	check "they would refuse a mistake" mistake "$built" "$crds"
 }
@@ -151,7 +151,33 @@ secrets() {
 	mkdir -p "$work/rendered"
 	check "the config of Vault Agent is read, and its templates are rendered" "$work/check" vault-agent examples/secrets/vault-agent.hcl "$work/rendered"
 	check "the files are what the gateway needs" rendered
-	check "the script for 1Password is a shell script" bash -n examples/secrets/onepassword.sh
+	check "the script for 1Password replaces files when they change" onepassword
+}
+# onepassword runs the script with another op, and with a caddy that writes down its
+# arguments.
+onepassword() {
+	local directory=$work/onepassword
+	mkdir -p "$directory/bin" "$directory/secrets"
+	cat >"$directory/bin/op" <<-"EOF"
+		#!/bin/sh
+		[ "$1 $2" = "read --no-newline" ] && cat "$VAULT/${3#op://}"
+	EOF
+	printf '#!/bin/sh\necho "$@" >>"$VAULT/calls"\n' >"$directory/bin/caddy"
+	chmod +x "$directory/bin"/*
+	mkdir -p "$directory/vault/Gateway/Voucherify"
+	local -x VAULT=$directory/vault PATH=$directory/bin:$PATH SECRETS=$directory/secrets GROUP
+	GROUP=$(id -gn)
+	printf id >"$VAULT/Gateway/Voucherify/app_id"
+	printf one >"$VAULT/Gateway/Voucherify/app_token"
+	examples/secrets/onepassword.sh
+	examples/secrets/onepassword.sh # nothing has changed
+	printf two >"$VAULT/Gateway/Voucherify/app_token"
+	examples/secrets/onepassword.sh
+	rm "$VAULT/Gateway/Voucherify/app_token"
+	! examples/secrets/onepassword.sh 2>/dev/null || { echo "it succeeds without the item"; return 1; }
+	[ "$(cat "$SECRETS/app_id") $(cat "$SECRETS/app_token") $(stat -c %a "$SECRETS/app_token")" = "id two 640" ] &&
+		[ "$(sort -u "$VAULT/calls")" = "egress refresh promo --address unix//run/caddy-egress/admin.sock" ] &&
+		[ "$(wc -l <"$VAULT/calls")" = 2 ]
 }
 rendered() {
 	[ "$(cat "$work/rendered/app_id")" = id-of-the-test ] && [ "$(cat "$work/rendered/app_token")" = token-of-the-test ] &&
