@@ -20,7 +20,7 @@ import (
 func accessCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "access [--config <path>] [--adapter <name>]",
-		Short: "Tells who may do what, by a config",
+		Short: "Reports who may do what, by a config",
 		Long: `
 Lists, for each caller and each route with egress, what a config permits: which
 credential's token the caller's requests get, its scopes, operations and limits,

@@ -34,7 +34,7 @@ type keyProof struct {
 func newKeyProof(key string) (*keyProof, error) {
 	switch {
 	case len(key) < minKey:
-		return nil, option.Errorf("key", "has less than %d characters; `caddy egress key` makes one", minKey)
+		return nil, option.Errorf("key", "has fewer than %d characters; `caddy egress key` makes one", minKey)
 	case len(key) > maxKey:
 		return nil, option.Errorf("key", "has more than %d characters; `caddy egress key` makes one", maxKey)
 	case strings.HasPrefix(key, localTokenPrefix):

@@ -166,7 +166,7 @@ func TestKeysAreExchanged(t *testing.T) {
 
 func TestKeysThatCannotBe(t *testing.T) {
 	for key, want := range map[string]string{
-		strings.Repeat("x", 19):                    "key: has less than 20 characters; `caddy egress key` makes one",
+		strings.Repeat("x", 19):                    "key: has fewer than 20 characters; `caddy egress key` makes one",
 		strings.Repeat("x", 513):                   "key: has more than 512 characters; `caddy egress key` makes one",
 		"a key with spaces in it":                  "key: has a space or another character than visible ASCII; `caddy egress key` makes one",
 		"schlüssel-0123456789abcdef":               "key: has a space or another character than visible ASCII; `caddy egress key` makes one",

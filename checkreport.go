@@ -99,7 +99,7 @@ func writeSecrets(w io.Writer, client *checkedClient) {
 			checkOK:                       "works",
 			string(tokenprovider.Refused): "is refused",
 			checkMisconfigured:            "cannot be read",
-			checkUnclear:                  "may work or not",
+			checkUnclear:                  "could not be judged",
 			checkNotTried:                 "was not tried",
 		}[s.Result]
 		if s.Error != "" {

@@ -30,7 +30,7 @@ func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "egress",
 		Usage: "access|check|key|status|refresh|revoke|introspect",
-		Short: "Checks credentials and access, and tells how tokens are doing",
+		Short: "Checks credentials and access, and reports how tokens are doing",
 		Long: `
 Checks the credentials of a config and tells who may do what by it, without
 starting a server; and asks a running Caddy how its tokens are doing or has it act
@@ -195,7 +195,7 @@ const maxNamesListed = 20
 func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status [<credential>]",
-		Short: "Tells how the tokens of a running Caddy are doing",
+		Short: "Reports how the tokens of a running Caddy are doing",
 		Args:  cobra.MaximumNArgs(1),
 	}
 	var flags adminFlags

@@ -281,7 +281,7 @@ func (g *guard) checkOperation(req *http.Request, repl *caddy.Replacer, v visit)
 		err = errors.New("holds doubled slashes")
 	}
 	if err != nil {
-		return badRequest(keyBadRequestPath, "the path "+err.Error()+", so an API could read it otherwise than it looks")
+		return badRequest(keyBadRequestPath, "the path "+err.Error()+", so an API could read it differently")
 	}
 	if slices.ContainsFunc(readings, g.isDenied) {
 		return credentialEndpoint

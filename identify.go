@@ -101,7 +101,7 @@ func (cs *callers) add(name string, config *Caller) error {
 	index := func(by map[string][]*caller, value string) error {
 		for _, other := range by[value] {
 			if other != c && !c.differs(other) {
-				return fmt.Errorf("cannot be told from caller %s: both are known by %s, and nothing else tells them apart", other.name, value)
+				return fmt.Errorf("cannot be distinguished from caller %s: both are known by %s, and nothing else tells them apart", other.name, value)
 			}
 		}
 		by[value] = append(by[value], c)
@@ -133,13 +133,13 @@ func (cs *callers) add(name string, config *Caller) error {
 func (cs *callers) addRanges(c *caller) error {
 	if c.clients.unix {
 		if len(cs.unix) > 0 {
-			return fmt.Errorf("cannot be told from caller %s: both are known by unix", cs.unix[0].name)
+			return fmt.Errorf("cannot be distinguished from caller %s: both are known by unix", cs.unix[0].name)
 		}
 		cs.unix = append(cs.unix, c)
 	}
 	for _, prefix := range c.clients.ranges {
 		if others := cs.byRange[prefix]; len(others) > 0 && others[0] != c {
-			return fmt.Errorf("cannot be told from caller %s: both are known by %s", others[0].name, prefix)
+			return fmt.Errorf("cannot be distinguished from caller %s: both are known by %s", others[0].name, prefix)
 		}
 		cs.byRange[prefix] = []*caller{c}
 		length := prefix.Bits()

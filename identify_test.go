@@ -79,7 +79,7 @@ func TestCallersThatCannotBeToldApart(t *testing.T) {
 		switch {
 		case test.want == "" && err != nil:
 			t.Errorf("%s: %v", name, err)
-		case test.want != "" && (err == nil || !strings.HasPrefix(err.Error(), "caller b: cannot be told from caller a: "+test.want)):
+		case test.want != "" && (err == nil || !strings.HasPrefix(err.Error(), "caller b: cannot be distinguished from caller a: "+test.want)):
 			t.Errorf("%s: got %v, want %s", name, err, test.want)
 		}
 	}

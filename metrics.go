@@ -35,11 +35,11 @@ var (
 
 	requestsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "egress", Name: "requests_total",
-		Help: "Requests by what became of them.",
+		Help: "Requests by outcome.",
 	}, append(credentialLabels, "outcome"))
 	callerRequestsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "egress", Name: "caller_requests_total",
-		Help: "Requests of known callers by what became of them.",
+		Help: "Requests of known callers by outcome.",
 	}, []string{"caller", "credential", "outcome"})
 	tokenRequestsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "egress", Name: "token_requests_total",
@@ -71,7 +71,7 @@ var (
 	}, credentialLabels)
 	unauthorizedTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "egress", Name: "upstream_unauthorized_total",
-		Help: "Answers of the API that reject a token (401, or a rejected_status), by what became of them.",
+		Help: "Answers of the API that reject a token (401, or a rejected_status), by outcome.",
 	}, append(credentialLabels, "result"))
 	storeOperationsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "egress", Name: "store_operations_total",

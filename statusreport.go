@@ -101,7 +101,7 @@ type callerReport struct {
 	Requests requestCount `json:"requests"`
 }
 
-// requestCount is requests by what became of them.
+// requestCount is requests by outcome.
 type requestCount struct {
 	Total     int64            `json:"total"`
 	Forwarded int64            `json:"forwarded"`        // those that were sent a second time included

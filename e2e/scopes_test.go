@@ -118,8 +118,8 @@ func TestScopesAreWarnedOf(t *testing.T) {
 		}
 		message, _, _ := strings.Cut(entry.Msg, ";")
 		switch text := fmt.Sprintf("%s %s %q %s", entry.Credential, message, entry.Scopes, entry.Operation); {
-		case strings.Contains(entry.Msg, "documents no scope"):
-			unknown = append(unknown, tidy(strings.Replace(text, "voucherify documents no scope", "", 1)))
+		case strings.Contains(entry.Msg, "does not document the scope"):
+			unknown = append(unknown, tidy(strings.Replace(text, "voucherify does not document the scope", "", 1)))
 		case strings.Contains(entry.Msg, "reach"):
 			unreached = append(unreached, tidy(text))
 		}

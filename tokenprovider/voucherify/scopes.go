@@ -45,7 +45,7 @@ func (p *Provider) UnknownScopes() []string {
 		if known == nil || slices.Contains(known, scope) {
 			continue
 		}
-		warning := fmt.Sprintf("voucherify documents no scope %q", scope)
+		warning := fmt.Sprintf("voucherify does not document the scope %q", scope)
 		if near := option.Nearest(scope, known); near != "" {
 			warning += fmt.Sprintf("; did you mean %q?", near)
 		}

@@ -419,7 +419,7 @@ func TestNoScopes(t *testing.T) {
 func TestUnknownScopes(t *testing.T) {
 	p := key("")
 	p.Scopes = []string{"api", "voucher", "zzzzzzzz"}
-	want := []string{`voucherify documents no scope "voucher"; did you mean "vouchers"?`, `voucherify documents no scope "zzzzzzzz"`}
+	want := []string{`voucherify does not document the scope "voucher"; did you mean "vouchers"?`, `voucherify does not document the scope "zzzzzzzz"`}
 	if got := p.UnknownScopes(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %q", got)
 	}
