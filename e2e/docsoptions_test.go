@@ -40,6 +40,8 @@ var optionTables = []struct {
 	},
 	{[]string{"## Grant"}, []any{egress.Grant{}}, map[string]string{"callers": ""}},
 	{[]string{"## `egress_token`"}, []any{egress.TokenEndpoint{}}, nil},
+	{[]string{"## `egress_status`"}, []any{egress.StatusPage{}}, nil},
+	{[]string{"## `egress_unreachable`"}, []any{egress.Unreachable{}}, nil},
 }
 
 func TestDocsNameEveryOption(t *testing.T) {
