@@ -29,6 +29,9 @@ func TestExamplesLoad(t *testing.T) {
 			if strings.Contains(text, "{$CALLERS}") {
 				setUpExample(t, filepath.Base(filepath.Dir(path)))
 			}
+			if strings.Contains(text, "{$SECRETS}") {
+				setUpDeployment(t)
+			}
 			egresstest.CheckCaddyfile(t, text)
 		})
 	}
