@@ -356,6 +356,9 @@ func TestWatchEndsWithASyntaxError(t *testing.T) {
 // Behind nginx and HAProxy: what the gateway sees of its clients.
 func TestProxiesDeployment(t *testing.T) {
 	nginx, haproxy := proxyProgram(t, "nginx"), proxyProgram(t, "haproxy")
+	if _, err := os.Stat("/usr/lib/nginx/modules/ngx_stream_module.so"); err != nil {
+		requireClient(t, "true", "install libnginx-mod-stream", func(string) error { return err })
+	}
 	directory, authority := setUpDeployment(t)
 	_, server := egresstest.NewSandboxFor(t, "voucherify", egresstest.Secret, egresstest.Secret)
 	addrs := make(map[string]string)
@@ -373,7 +376,7 @@ func TestProxiesDeployment(t *testing.T) {
 		if err := os.WriteFile(file, []byte(at.Replace(egresstest.ReadText(t, "../examples/proxies/"+program[1]))), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.Command(program[0], append(program[2:], file)...)
+		cmd := exec.CommandContext(context.Background(), program[0], append(program[2:], file)...) // ends by a signal, with its workers
 		cmd.WaitDelay = 5 * time.Second
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr

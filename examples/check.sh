@@ -165,7 +165,7 @@ onepassword() {
 	printf '#!/bin/sh\necho "$@" >>"$VAULT/calls"\n' >"$directory/bin/caddy"
 	chmod +x "$directory/bin"/*
 	mkdir -p "$directory/vault/Gateway/Voucherify"
-	local -x VAULT=$directory/vault PATH=$directory/bin:$PATH SECRETS=$directory/secrets GROUP
+	local -x VAULT=$directory/vault PATH=$directory/bin:$PATH SECRETS=$directory/secrets CADDY=caddy GROUP
 	GROUP=$(id -gn)
 	printf id >"$VAULT/Gateway/Voucherify/app_id"
 	printf one >"$VAULT/Gateway/Voucherify/app_token"
