@@ -463,12 +463,12 @@ type forwardProxy struct {
 	hosts map[string]string
 
 	mu   sync.Mutex
-	seen map[string]int
+	seen map[string]bool
 }
 
 func (p *forwardProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
-	p.seen[r.Method+" "+r.Host]++
+	p.seen[r.Method+" "+r.Host] = true
 	p.mu.Unlock()
 	upstream, err := net.Dial("tcp", p.hosts[r.Host])
 	if err != nil {
@@ -499,15 +499,15 @@ func TestOutboundProxy(t *testing.T) {
 	}
 	endpoint, api := egresstest.NewTokens(t), egresstest.NewRecorder(t)
 	login := serve(endpoint, "login.example.com")
-	proxy := &forwardProxy{hosts: map[string]string{"login.example.com:443": login, "api.example.com:443": serve(api, "api.example.com")}, seen: make(map[string]int)}
+	proxy := &forwardProxy{hosts: map[string]string{"login.example.com:443": login, "api.example.com:443": serve(api, "api.example.com")}, seen: make(map[string]bool)}
 	proxyServer := httptest.NewServer(proxy)
 	t.Cleanup(proxyServer.Close)
 	for name, test := range map[string]struct {
 		tokenURL, transport, environment string
 		want                             string
 	}{
-		"HTTPS_PROXY":   {"https://login.example.com/oauth2/token", "", "HTTPS_PROXY=" + proxyServer.URL, "map[CONNECT api.example.com:443:1 CONNECT login.example.com:443:1]"},
-		"network_proxy": {"https://" + login + "/oauth2/token", "network_proxy url " + proxyServer.URL, "HTTPS_PROXY=", "map[CONNECT api.example.com:443:1]"},
+		"HTTPS_PROXY":   {"https://login.example.com/oauth2/token", "", "HTTPS_PROXY=" + proxyServer.URL, "map[CONNECT api.example.com:443:true CONNECT login.example.com:443:true]"},
+		"network_proxy": {"https://" + login + "/oauth2/token", "network_proxy url " + proxyServer.URL, "HTTPS_PROXY=", "map[CONNECT api.example.com:443:true]"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			clear(proxy.seen)
