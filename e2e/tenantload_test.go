@@ -156,32 +156,38 @@ func TestManyTenants(t *testing.T) {
 	}
 }
 
-// What a tenant that has lapsed takes is given up when its token expires.
+// What a tenant that has lapsed takes is given up when its token expires. Two things
+// are not, the first time: the structs of goroutines that have ended, and the tables
+// of Caddy's pools, neither of which Go gives back. By a heap profile, they are more
+// than nine tenths of what is left. The second time both are there already.
 func TestLapsedTenantsAreForgotten(t *testing.T) {
 	if !fullTenants {
-		t.Skip("takes a minute; EGRESS_TENANTS=full runs it")
+		t.Skip("takes minutes; EGRESS_TENANTS=full runs it")
 	}
 	const live = 100
 	m := newManyTenants(t, 100*live, live, 20*time.Second)
 	m.inTurn(m.names[:2*live])
 	before := m.p.Usage()
-	m.inTurn(m.names)
-	peak := m.p.Usage()
-	var after egresstest.Usage
-	least := (peak.Heap - before.Heap) / 8
-	deadline := time.Now().Add(3 * time.Minute)
-	for {
-		m.inTurn(m.names[:2*live]) // those that lapse have others looked at
-		if after = m.p.Usage(); after.Heap < before.Heap+least || raceDetector {
-			break
+	for _, part := range []int64{4, 8} {
+		m.inTurn(m.names)
+		peak := m.p.Usage()
+		var after egresstest.Usage
+		least := (peak.Heap - before.Heap) / part
+		deadline := time.Now().Add(3 * time.Minute)
+		for {
+			m.inTurn(m.names[:2*live]) // those that lapse have others looked at
+			if after = m.p.Usage(); after.Heap < before.Heap+least || raceDetector {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Errorf("the memory is not given up")
+				break
+			}
 		}
-		if time.Now().After(deadline) {
-			t.Errorf("the memory is not given up")
-			break
-		}
+		t.Logf("heap %d KiB with %d tenants, %d KiB with %d, %d KiB once their tokens have expired",
+			before.Heap>>10, live, peak.Heap>>10, len(m.names), after.Heap>>10)
+		before = after
 	}
-	t.Logf("heap %d KiB with %d tenants, %d KiB with %d, %d KiB once their tokens have expired",
-		before.Heap>>10, live, peak.Heap>>10, len(m.names), after.Heap>>10)
 }
 
 // One tenant's token never goes out for another, whatever happens meanwhile.
