@@ -294,3 +294,18 @@ func (o Operation) validate() error {
 	}
 	return nil
 }
+
+// unmarshalGuards reads a directive named name whose options are those guards of a
+// route that its handler has.
+func unmarshalGuards(d *caddyfile.Dispenser, name string, clients, hosts, origins *[]string) error {
+	d.Next() // the directive's name
+	if d.NextArg() {
+		return d.Errf("%s: unexpected argument %q", name, d.Val())
+	}
+	table := option.Table{"clients": ranges(clients), "hosts": stringsOf(hosts), "origins": stringsOf(origins)}
+	lines, err := option.Block(d, table, option.Unknown(name, table))
+	if err != nil {
+		return err
+	}
+	return lines.Wrap(RouteOptions{Clients: *clients, Hosts: *hosts, Origins: *origins}.validate())
+}

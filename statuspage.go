@@ -24,7 +24,6 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
-	"github.com/caddy-egress/caddy-egress/internal/option"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 	"github.com/caddy-egress/caddy-egress/tokenprovider/oauth2"
 )
@@ -290,17 +289,7 @@ func parseStatusPage(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error
 // UnmarshalCaddyfile sets up the handler from Caddyfile tokens; for the syntax see
 // the directive.
 func (h *StatusPage) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	const name = "egress_status"
-	d.Next() // the directive's name
-	if d.NextArg() {
-		return d.Errf("%s: unexpected argument %q", name, d.Val())
-	}
-	table := option.Table{"clients": ranges(&h.Clients), "hosts": stringsOf(&h.Hosts), "origins": stringsOf(&h.Origins)}
-	lines, err := option.Block(d, table, option.Unknown(name, table))
-	if err != nil {
-		return err
-	}
-	return lines.Wrap(h.guards().validate())
+	return unmarshalGuards(d, "egress_status", &h.Clients, &h.Hosts, &h.Origins)
 }
 
 // Interface guards

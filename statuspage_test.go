@@ -47,10 +47,10 @@ func TestStatusReportIsBounded(t *testing.T) {
 	for n := range 150 {
 		c := credentialReport{Health: healthOK}
 		c.Credential = fmt.Sprintf("c%03d", n)
-		switch {
-		case n%50 == 0:
+		switch n % 50 {
+		case 0:
 			c.Health = healthFailing
-		case n%50 == 49:
+		case 49:
 			c.Health = healthWarning
 		}
 		group.Shown = append(group.Shown, c)

@@ -368,17 +368,7 @@ func parseTokenEndpoint(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, er
 // UnmarshalCaddyfile sets up the handler from Caddyfile tokens; for the syntax see
 // the directive.
 func (h *TokenEndpoint) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	const name = "egress_token"
-	d.Next() // the directive's name
-	if d.NextArg() {
-		return d.Errf("%s: unexpected argument %q", name, d.Val())
-	}
-	table := option.Table{"clients": ranges(&h.Clients), "hosts": stringsOf(&h.Hosts), "origins": stringsOf(&h.Origins)}
-	lines, err := option.Block(d, table, option.Unknown(name, table))
-	if err != nil {
-		return err
-	}
-	return lines.Wrap(h.guards().validate())
+	return unmarshalGuards(d, "egress_token", &h.Clients, &h.Hosts, &h.Origins)
 }
 
 // Interface guards
