@@ -108,6 +108,28 @@ func adaptGolden(t *testing.T, g golden) golden {
 	return g
 }
 
+// However Caddy sorts the routes of a site, each proxy stays behind its handler.
+func TestCaddyfileDirectiveIsOneRoute(t *testing.T) {
+	prepareGoldens(t)
+	var site strings.Builder
+	const routes = 40
+	for i := range routes {
+		matcher := []string{fmt.Sprintf("/a%d/*", i), fmt.Sprintf("@m%d", i), fmt.Sprintf("/%s%d", strings.Repeat("b", i), i)}[i%3]
+		if i%3 == 1 {
+			fmt.Fprintf(&site, "@m%d header X-M %d\n", i, i)
+		}
+		fmt.Fprintf(&site, "egress %s understory {\nclient_id id-%d\nclient_secret {env.UNDERSTORY_CLIENT_SECRET}\n}\n", matcher, i)
+	}
+	config, err := adaptCaddyfile(t, string(caddyfile.Format([]byte(":8080 {\n"+site.String()+"}\n"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	withoutUnreachable(t, config, routes)
+	if got := strings.Count(string(config), `"handle":[{"handler":"egress_unreachable"`); got != routes {
+		t.Errorf("%d routes begin with the handler, want %d", got, routes)
+	}
+}
+
 // unreachableHandler is the handler that the directive egress puts in front of its
 // reverse_proxy.
 var unreachableHandler = regexp.MustCompile(`\{"handler":"egress_unreachable"[^{}]*\},`)

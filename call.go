@@ -119,6 +119,9 @@ func (c *call) do() (*http.Response, error) {
 
 	// finally, note what became of it
 	c.count()
+	if c.report != nil {
+		c.report.sent(err, c.body.Failed())
+	}
 	tokens := c.sentTokens()
 	if err != nil {
 		return nil, tokens.redactError(err)
@@ -362,7 +365,7 @@ func (c *call) count() {
 		return
 	}
 	c.credential.metrics.request(c.outcome, c.wait)
-	*c.report = report{credential: c.credential.name(), outcome: c.outcome, wait: c.wait, charged: c.report.charged}
+	*c.report = report{credential: c.credential.name(), outcome: c.outcome, wait: c.wait, charged: c.report.charged, reached: c.report.reached}
 	if c.caller != nil {
 		c.report.caller = c.caller.name
 		c.credential.metrics.callerRequest(c.caller, c.outcome)

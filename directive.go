@@ -96,15 +96,17 @@ func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	if err != nil {
 		return nil, err
 	}
-	unreachable := &Unreachable{Provider: e.provider, Origins: e.transport.Origins}
-	if !h.IsNamedRoute() {
-		return slices.Concat(h.NewRoute(matcher, unreachable), h.NewRoute(matcher, handler)), nil
+	values := h.NewRoute(matcher, &Unreachable{Provider: e.provider, Origins: e.transport.Origins})
+	route := values[0].Value.(caddyhttp.Route)
+	proxy := h.NewRoute(nil, handler)[0].Value.(caddyhttp.Route)
+	if h.IsNamedRoute() { // of which Caddy takes one handler
+		both := caddyhttp.RouteList{{HandlersRaw: slices.Concat(route.HandlersRaw, proxy.HandlersRaw)}}
+		return h.NewRoute(matcher, &caddyhttp.Subroute{Routes: both}), nil
 	}
-	both := new(caddyhttp.Subroute) // Caddy takes one handler of a named route
-	for _, value := range slices.Concat(h.NewRoute(nil, unreachable), h.NewRoute(nil, handler)) {
-		both.Routes = append(both.Routes, value.Value.(caddyhttp.Route))
-	}
-	return h.NewRoute(matcher, both), nil
+	// one route, since Caddy sorts routes, and would not keep two together
+	route.HandlersRaw = append(route.HandlersRaw, proxy.HandlersRaw...)
+	values[0].Value = route
+	return values, nil
 }
 
 // directive is an egress directive as it is read.

@@ -1,6 +1,8 @@
 package egress
 
 import (
+	"crypto/tls"
+	"errors"
 	"net/http"
 	"time"
 
@@ -9,6 +11,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
 // report is what became of a client's request, for its placeholders and access
@@ -20,6 +23,23 @@ type report struct {
 	outcome    outcome
 	wait       time.Duration
 	charged    *limiter // that of the caller which the request has been taken out of
+
+	failure error // why the API did not answer; nil: it did, or the gateway in its place, or it was the client's fault
+	reached bool  // a try, not only the last, may have reached the API
+}
+
+// sent notes how a try of the request ended.
+func (r *report) sent(err error, clientFailed bool) {
+	if err == nil {
+		r.reached = true
+		return
+	}
+	_, notDialed := errors.AsType[reverseproxy.DialError](err)
+	_, notVerified := errors.AsType[*tls.CertificateVerificationError](err)
+	r.reached = r.reached || !notDialed && !notVerified
+	if !clientFailed {
+		r.failure = err
+	}
 }
 
 // reportVar is where a request keeps its report.

@@ -138,11 +138,13 @@ func (s *Source) refresh() {
 }
 
 // next returns when the next token request in the background is due, if the
-// credential is in use and no token request is under way. mu is held.
+// credential is in use and no token request is under way. What has failed is tried
+// again while the token lives, too: whoever wanted another one, an operator or a
+// request that the API answered with 401, still does. mu is held.
 func (s *Source) next(now time.Time) time.Time {
 	st := s.state
 	due := now
-	if t := st.current.Load(); t.live() && st.renew != s {
+	if t := st.current.Load(); t.live() && st.renew != s && st.failure == nil {
 		due = s.refreshAt(t)
 	}
 	if st.failure != nil && st.failure.until.After(due) {

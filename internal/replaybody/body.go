@@ -101,6 +101,16 @@ func (b *Body) Replayable() bool {
 	return b.whole
 }
 
+// Failed reports whether the client has broken off the body.
+func (b *Body) Failed() bool {
+	if b == nil {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.ended != nil && !errors.Is(b.ended, io.EOF)
+}
+
 // Again takes the body away from the first reader and returns the body of the
 // second request, nil for a nil Body. ok is false if it cannot be sent again;
 // the first reader then goes on.
