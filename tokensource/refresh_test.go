@@ -64,32 +64,51 @@ func TestRefreshBefore(t *testing.T) {
 	}
 }
 
-// A manual refresh that fails does not bring the next one forward, and the status
-// says so.
-func TestNextAttemptAfterAFailedRefresh(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		i := &issuer{lifetime: time.Hour}
-		s := newSource(t, i)
-		s.Start()
-		synctest.Wait()
-		due := s.Status().Next
-		i.set(func(i *issuer) { i.err = down })
-		if err := s.Refresh(t.Context()); err == nil {
-			t.Fatal("the refresh has not failed")
-		}
-		if got := s.Status(); got.Phase != tokensource.PhaseStale || !got.Next.Equal(due) {
-			t.Errorf("got %+v, want the next attempt at %v", got, due)
-		}
-		failed := i.count()
-		time.Sleep(time.Until(due) - time.Second)
-		if got := i.count(); got != failed {
-			t.Errorf("%d token requests before the token is due", got-failed)
-		}
-		time.Sleep(2 * time.Second)
-		if got := i.count(); got == failed {
-			t.Error("no token request when the token is due")
-		}
-	})
+// What has failed is tried again while the token lives, whatever had asked for
+// another one, and the status says when.
+func TestFailureIsTriedAgainWhileTheTokenLives(t *testing.T) {
+	for name, ask := range map[string]func(*testing.T, *tokensource.Source){
+		"by hand": func(t *testing.T, s *tokensource.Source) {
+			if err := s.Refresh(t.Context()); err == nil {
+				t.Error("the refresh has not failed")
+			}
+		},
+		"401": func(t *testing.T, s *tokensource.Source) {
+			fresh := s.Rejected(s.Live(), tokensource.Sender{Client: "c", Method: "GET", Path: "/"})
+			if fresh == nil {
+				t.Fatal("the 401 has caused no token request")
+			}
+			if _, err := fresh.Token(t.Context()); err == nil {
+				t.Error("the token request has not failed")
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				i := &issuer{lifetime: time.Hour}
+				s := newSource(t, i)
+				s.Start()
+				synctest.Wait()
+				before := s.Live()
+				i.set(func(i *issuer) { i.err = down })
+				ask(t, s)
+				failed := i.count()
+				got := s.Status()
+				if wait := time.Until(got.Next); got.Phase != tokensource.PhaseStale || wait <= 0 || wait > time.Second {
+					t.Errorf("got %+v, want another attempt in a moment", got)
+				}
+				time.Sleep(10 * time.Minute) // to a wait of 30 s each
+				if n := i.count() - failed; n < 20 || n > 40 || s.Live() != before {
+					t.Errorf("%d token requests in ten minutes, and the token is %v", n, s.Live())
+				}
+				i.set(func(i *issuer) { i.err = nil })
+				time.Sleep(time.Minute)
+				if got := s.Status(); got.Phase != tokensource.PhaseFresh || s.Live() == before {
+					t.Errorf("got %+v, want another token", got)
+				}
+			})
+		})
+	}
 }
 
 func TestIdleCredentialLapses(t *testing.T) {

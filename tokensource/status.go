@@ -54,10 +54,7 @@ func (s *Source) Status() Status {
 		status.Next = s.refreshAt(t)
 	}
 	if f := st.failure; f != nil {
-		status.Failure, status.Class, status.Since, status.Attempts = f.err, f.class, f.since, f.count
-		if f.until.After(status.Next) { // a token that is not due yet is not replaced sooner for that
-			status.Next = f.until
-		}
+		status.Failure, status.Class, status.Since, status.Attempts, status.Next = f.err, f.class, f.since, f.count, f.until
 	}
 	live := !status.Expires.IsZero()
 	if n := len(st.newest(s).providers); n > 1 {
