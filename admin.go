@@ -65,6 +65,7 @@ type CredentialStatus struct {
 	TokenFrom       string           `json:"token_from,omitempty"`    // own or shared: who obtained it; absent without a token
 	SecretInUse     int              `json:"secret_in_use,omitempty"` // which value of the secret the token was obtained with, from 1; absent without a token, and as the next where the secret has one value
 	SecretValues    int              `json:"secret_values,omitempty"` // how many values the secret has in the config
+	Rejected        bool             `json:"rejected,omitempty"`      // the API has answered 401 to the token, and no other could be had since
 	NextAttempt     time.Time        `json:"next_attempt,omitzero"`   // absent: when a request needs a token
 	LastError       *CredentialError `json:"last_error,omitempty"`    // absent if the last token request succeeded
 	TokenRequests   int64            `json:"token_requests"`
@@ -108,6 +109,7 @@ func (c *activeCredential) status() CredentialStatus {
 		Expires:         status.Expires,
 		SecretInUse:     status.SecretInUse,
 		SecretValues:    status.SecretValues,
+		Rejected:        status.Rejected,
 		NextAttempt:     status.Next,
 		TokenRequests:   status.Requests,
 		TokenFailures:   status.Failures,
@@ -226,18 +228,20 @@ func (a *adminAPI) one(w http.ResponseWriter, r *http.Request) error {
 		return notFound("no such action: %s; there are refresh, revoke, introspect", action)
 	}
 	if c == nil {
-		return notFound("no credential in use is named %q", name)
+		return notFound("no credential in use is named %q%s", name, inUse(app))
 	}
 	if err := onlyMethod(w, r, act.method); err != nil {
 		return err
 	}
 	if c.isFamily() {
-		if c, err = ofTenant(r, c, tenant); err != nil {
+		family := c
+		if c, err = ofTenant(r, family, tenant); err != nil {
+			logAction(r, action, family.name()+"/"+tenant, err)
 			return err
 		}
 	}
 	answer, err := act.do(r.Context(), app, c)
-	logAction(r, action, c, err)
+	logAction(r, action, c.name(), err)
 	if err != nil {
 		return actionError(action, err)
 	}
@@ -246,12 +250,12 @@ func (a *adminAPI) one(w http.ResponseWriter, r *http.Request) error {
 
 // logAction logs who had something done to a token, and what came of it. What is
 // only looked at is not logged.
-func logAction(r *http.Request, action string, c *activeCredential, err error) {
+func logAction(r *http.Request, action, credential string, err error) {
 	if action != "refresh" && action != "revoke" {
 		return
 	}
 	fields := []zap.Field{
-		zap.String("action", action), zap.String("credential", c.name()),
+		zap.String("action", action), zap.String("credential", credential),
 		zap.String("remote_addr", r.RemoteAddr), zap.String("user_agent", r.UserAgent()),
 	}
 	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 { // remote administration
@@ -261,6 +265,34 @@ func logAction(r *http.Request, action string, c *activeCredential, err error) {
 		fields = append(fields, zap.Error(err))
 	}
 	caddy.Log().Named("admin.api.egress").Info("an operator acted on a token", fields...)
+}
+
+// maxNamesListed bounds the credentials that an error lists.
+const maxNamesListed = 20
+
+// inUse lists the credentials in use, for an error.
+func inUse(app *App) string {
+	if app == nil {
+		return ""
+	}
+	var names []string
+	for _, c := range app.credentials() {
+		names = append(names, c.name())
+	}
+	return "; " + listNames(names)
+}
+
+// listNames lists the credentials in use, for an error.
+func listNames(names []string) string {
+	if len(names) == 0 {
+		return "none is in use"
+	}
+	shown := names[:min(len(names), maxNamesListed)]
+	listed := "in use: " + strings.Join(shown, ", ")
+	if left := len(names) - len(shown); left > 0 {
+		listed += fmt.Sprintf(", and %d more", left)
+	}
+	return listed
 }
 
 func notFound(format string, args ...any) error {

@@ -185,6 +185,7 @@ func limitRefusal(caller string, wait time.Duration) *refusal {
 	return &refusal{
 		status: http.StatusTooManyRequests, outcome: outcomeCallerLimited, proxyError: "http_request_denied", retryAfter: max(wait, time.Second),
 		message: "the limit of " + caller + " on this route is used up; retry later",
+		detail:  "; a higher limit in its grant would permit more",
 	}
 }
 
@@ -193,6 +194,7 @@ func reserveRefusal(caller string, wait time.Duration) *refusal {
 	return &refusal{
 		status: http.StatusTooManyRequests, outcome: outcomeQuotaReserved, proxyError: "http_request_denied", retryAfter: max(wait, time.Second),
 		message: "what remains of the API's quota is reserved for others than " + caller + "; retry later",
+		detail:  "; a lower reserve in its grant would permit more",
 	}
 }
 

@@ -243,7 +243,7 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err := t.RouteOptions.validate(); err != nil {
 		return lines.Wrap(err)
 	}
-	return t.HTTPTransport.UnmarshalCaddyfile(delegate(start, "http", nil, rest.tokens, d.Token()))
+	return rest.explain(t.HTTPTransport.UnmarshalCaddyfile(delegate(start, "http", nil, rest.tokens, d.Token())))
 }
 
 // unmarshalProvider reads `provider <provider> [<api_url>] { … }`.
@@ -284,23 +284,40 @@ type others struct {
 	table  option.Table // the subdirectives that are not left
 	of     string       // whose the rest are
 	parse  func(*caddyfile.Dispenser) error
+	starts []*caddyfile.Dispenser // of each
 	tokens []caddyfile.Token
 }
 
-// add notes the current subdirective. One that neither we nor the other knows
-// is an error.
+// add notes the current subdirective. One that neither we nor the other knows is
+// an error at once if it looks like one of ours: what is wrong without it is not
+// what is to be mended.
 func (o *others) add(d *caddyfile.Dispenser) error {
 	at := option.At(d)
 	segment := d.NextSegment()
+	o.starts = append(o.starts, at)
 	o.tokens = append(o.tokens, segment...)
-	err := o.parse(delegate(at, "", nil, segment, caddyfile.Token{Text: "}"}))
-	if err == nil || err.Error() != at.Err("unrecognized subdirective "+at.Val()).Error() {
+	near := option.DidYouMean(at.Val(), maps.Keys(o.table))
+	if near == "" || !isUnknownTo(o.parse(delegate(at, "", nil, segment, caddyfile.Token{Text: "}"})), at) {
 		return nil
 	}
-	if near := option.DidYouMean(at.Val(), maps.Keys(o.table)); near != "" {
-		return at.Errf("%s: unknown option %q%s", o.what, at.Val(), near)
+	return at.Errf("%s: unknown option %q%s", o.what, at.Val(), near)
+}
+
+// explain returns err, which the other has said of all of them. If that is about one
+// which is known to nobody, it lists what there is.
+func (o *others) explain(err error) error {
+	for _, at := range o.starts {
+		if isUnknownTo(err, at) {
+			return at.Errf("%s: unknown option %q%s, and those of %s", o.what, at.Val(), option.Suggest(at.Val(), o.table), o.of)
+		}
 	}
-	return at.Errf("%s: unknown option %q%s, and those of %s", o.what, at.Val(), option.Suggest(at.Val(), o.table), o.of)
+	return err
+}
+
+// isUnknownTo reports whether err is what Caddy says of a subdirective at that place
+// which it does not know.
+func isUnknownTo(err error, at *caddyfile.Dispenser) bool {
+	return err != nil && err.Error() == at.Err("unrecognized subdirective "+at.Val()).Error()
 }
 
 // delegate returns the tokens of `<name> <args...> { <block...> }`, on the line

@@ -115,7 +115,7 @@ func writeFailure(w io.Writer, r checkResult, results []checkResult) {
 	var failed, spared []string
 	for _, other := range results {
 		names := &failed
-		if other.Result == checkNotTried {
+		if other.Result == checkNotTried && r.Result != checkNotTried {
 			names = &spared
 		}
 		if other.hasCauseOf(r) && !slices.Contains(*names, other.Credential) {

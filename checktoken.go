@@ -160,8 +160,11 @@ func (cc *checkedClient) refusedScopes(alternatives []tokenprovider.Provider, fa
 		if err != nil {
 			continue
 		}
-		if _, err := ask(alone); refusesScope(err) {
+		switch _, err := ask(alone); {
+		case refusesScope(err):
 			refused = append(refused, scope)
+		case err != nil: // the server has had enough, or is in trouble
+			return refused
 		}
 	}
 	return refused
@@ -188,7 +191,8 @@ func (c foundCredential) check(ctx context.Context, clients checkedClients) chec
 		return result
 	}
 	if c.hasTenants() {
-		return result.failed(&checkFailure{checkNotTried, errors.New("each tenant has one of its own"), "name a tenant with --tenant, as in --tenant acme"})
+		result.cause = result.Credential // each is a reason of its own
+		return result.failed(&checkFailure{checkNotTried, errors.New("each tenant has a credential of its own"), "name a tenant with --tenant, as in --tenant acme"})
 	}
 	result.Credential = c.ofTenant(result.Credential)
 	result.cause = result.Provider + " " + c.ofTenant(c.name)
@@ -235,6 +239,9 @@ func (c foundCredential) check(ctx context.Context, clients checkedClients) chec
 		if refused := client.refusedScopes(alternatives, failure, ask); refused != nil {
 			result.Refused = refused
 			failure.err = fmt.Errorf("%w; refused: %s", failure.err, strings.Join(refused, " "))
+			if n := len(provider.Grant().Scopes); n > maxScopesTried {
+				failure.err = fmt.Errorf("%w, of the first %d of %d", failure.err, maxScopesTried, n)
+			}
 		}
 		if failure.result != string(tokenprovider.Refused) { // whatever the client
 			result.cause = result.Endpoint

@@ -1,7 +1,6 @@
 package egress
 
 import (
-	"cmp"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
@@ -41,8 +40,11 @@ No command shows a secret or a token of a config. key makes a new key.`,
 			cmd.Args = cobra.ArbitraryArgs // else cobra prints the usage, and reports success
 			cmd.SilenceUsage = true
 			cmd.RunE = func(cmd *cobra.Command, args []string) error {
-				if len(args) == 0 {
+				switch {
+				case len(args) == 0:
 					return cmd.Help()
+				case args[0] == "help":
+					return helpFor(cmd, args[1:])
 				}
 				return unknownCommand(cmd, args[0])
 			}
@@ -54,6 +56,19 @@ No command shows a secret or a token of a config. key makes a new key.`,
 			)
 		},
 	})
+}
+
+// helpFor prints the help of cmd, or of the subcommand that args name.
+func helpFor(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return cmd.Help()
+	}
+	for _, sub := range cmd.Commands() {
+		if sub.Name() == args[0] {
+			return sub.Help()
+		}
+	}
+	return unknownCommand(cmd, args[0])
 }
 
 // unknownCommand lists what there is instead of the subcommand name.
@@ -180,17 +195,11 @@ func (f *adminFlags) names() (string, error) {
 		return "", fmt.Errorf("reading the answer: %w", err)
 	}
 	var names []string
-	for _, c := range all[:min(len(all), maxNamesListed)] {
+	for _, c := range all {
 		names = append(names, c.Credential)
 	}
-	if len(all) > len(names) {
-		names = append(names, fmt.Sprintf("and %d more", len(all)-len(names)))
-	}
-	return strings.Join(names, ", "), nil
+	return listNames(names), nil
 }
-
-// maxNamesListed bounds the credentials that an error lists.
-const maxNamesListed = 20
 
 func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -287,6 +296,9 @@ func (c CredentialStatus) details(now time.Time) string {
 		parts = append(parts, e.Message, fmt.Sprintf("failing since %s (%s, %d attempts)",
 			e.Since.Local().Format(time.TimeOnly), now.Sub(e.Since).Round(time.Second), e.Attempts))
 	}
+	if c.Rejected {
+		parts = append(parts, "the API has answered 401 to the token")
+	}
 	switch {
 	case c.State == string(tokensource.PhaseRefreshing):
 		parts = append(parts, "a token request is under way")
@@ -321,7 +333,7 @@ func actionCommand(name, short string) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("%s: name a credential; those in use could not be listed: %w", name, err)
 			}
-			return fmt.Errorf("%s: name a credential; in use: %s", name, cmp.Or(names, "none"))
+			return fmt.Errorf("%s: name a credential; %s", name, names)
 		}
 		answer, err := flags.request(http.MethodPost, adminPath+"/"+url.PathEscape(args[0])+"/"+name)
 		if err != nil || flags.json {

@@ -239,7 +239,7 @@ func (e *directive) handler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler
 		args = []string{e.api.URL}
 	}
 	handler := new(reverseproxy.Handler)
-	if err := handler.UnmarshalCaddyfile(delegate(e.start, "reverse_proxy", args, e.rest.tokens, h.Token())); err != nil {
+	if err := e.rest.explain(handler.UnmarshalCaddyfile(delegate(e.start, "reverse_proxy", args, e.rest.tokens, h.Token()))); err != nil {
 		return nil, err
 	}
 	if err := handler.FinalizeUnmarshalCaddyfile(h); err != nil {

@@ -255,11 +255,18 @@ const maxUser = 256
 // unknown returns the refusal of a request that identify knows nobody for. Its
 // detail, which is for the log, says what keeps a key from counting.
 func (cs *callers) unknown(req *http.Request, repl *caddy.Replacer, placeholders []string) *refusal {
+	r := *callerUnknown
 	c := cs.byKey(repl, placeholders, func(*caller) bool { return true })
 	if c == nil {
-		return callerUnknown
+		r.detail = "; it has no key"
+		for _, placeholder := range append([]string{authorizationPlaceholder}, placeholders...) {
+			if value, _ := repl.GetString(placeholder); value != "" {
+				r.detail = "; what it has in " + strings.TrimPrefix(placeholder, "http.request.header.") + " is not the key of a caller"
+				break
+			}
+		}
+		return &r
 	}
-	r := *callerUnknown
 	r.detail = fmt.Sprintf("; it has the key of %s, but not the %s that %s has to prove as well", c.name, c.lacks(req, repl), c.name)
 	return &r
 }

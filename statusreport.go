@@ -117,7 +117,7 @@ func (a *App) statusReport(now time.Time) *statusReport {
 		r.addStoreProblem()
 	}
 
-	requests := countRequests()
+	requests := lastCounts.get()
 	var alone credentialGroup // those without tenants
 	for _, c := range a.credentials() {
 		if !c.isFamily() {
@@ -227,12 +227,22 @@ func (c *credentialReport) problems(now time.Time) (all []problemReport) {
 		case !c.Expires.IsZero():
 			p.Health, p.Problem = healthWarning, "no fresh token"
 			p.Effect = "Requests are sent with the token at hand, which expires " + inSpan(c.Expires.Sub(now)) + "."
+			if c.Rejected {
+				p.Effect += " The API has answered 401 to it, which clients may get."
+			}
 		case refused:
 			p.Effect = fmt.Sprintf("Requests are answered with 502 %s.", outcomeCredentialRefused)
 		default:
 			p.Effect = fmt.Sprintf("Requests are answered with 503 %s.", outcomeTokenUnavailable)
 		}
 		all = append(all, p)
+	}
+	if c.SecretInUse > 1 {
+		all = append(all, problemReport{
+			Health: healthWarning, Subject: c.Credential, Problem: "the first value of the secret is not in use",
+			Effect: fmt.Sprintf("Requests are sent with a token of value %d of %d.", c.SecretInUse, c.SecretValues),
+			Advice: "if the first value should work by now, check it; until it does, do not delete the other",
+		})
 	}
 	if !c.LimitedUntil.IsZero() {
 		all = append(all, problemReport{
@@ -300,6 +310,28 @@ var statusRegistry = func() *prometheus.Registry {
 	registry.MustRegister(requestsTotal, callerRequestsTotal)
 	return registry
 }()
+
+// lastCounts are the counts that were read last.
+var lastCounts keptCounts
+
+// keptCounts bounds what reading the metrics costs, however often the page is
+// loaded: what took long to read is used for nine times as long.
+type keptCounts struct {
+	mu     sync.Mutex
+	counts requestCounts
+	until  time.Time
+}
+
+func (k *keptCounts) get() requestCounts {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if start := time.Now(); !start.Before(k.until) {
+		k.counts = countRequests()
+		now := time.Now()
+		k.until = now.Add(9 * now.Sub(start))
+	}
+	return k.counts
+}
 
 // countRequests reads the metrics: requests are counted anyway, and cost nothing
 // more for the status page.

@@ -136,7 +136,11 @@ func (c *call) findTenant() (*refusal, error) {
 	}
 	name, err := c.repl.ReplaceOrErr(c.Tenant, true, true) // of several placeholders, none may be empty
 	if err != nil || !isTenantName(name) {
-		return tenantInvalid, nil
+		r := *tenantInvalid
+		if r.detail = "; " + c.Tenant + " has no value"; err == nil && name != "" {
+			r.detail = "; " + c.Tenant + " is " + printable(name)
+		}
+		return &r, nil
 	}
 	if c.granted != nil && !c.granted.isFor(name) {
 		return tenantNotGranted(c.caller.name, name), nil

@@ -153,11 +153,11 @@ func (ts *tenants) peek(name string) *activeCredential {
 // all returns the credentials of the live tenants, by name.
 func (ts *tenants) all() []*activeCredential {
 	ts.mu.Lock()
-	defer ts.mu.Unlock()
 	var all []*activeCredential
 	for element := ts.recent.Front(); element != nil; element = element.Next() {
 		all = append(all, element.Value.(*tenant).credential)
 	}
+	ts.mu.Unlock() // which requests wait for
 	slices.SortFunc(all, func(a, b *activeCredential) int { return strings.Compare(a.tenant, b.tenant) })
 	return all
 }

@@ -115,7 +115,7 @@ func TestAdminAPI(t *testing.T) {
 		status             int
 		says               string
 	}{
-		{"unknown name", http.MethodGet, "/egress/tokens/nobody", 404, `no credential in use is named \"nobody\"`},
+		{"unknown name", http.MethodGet, "/egress/tokens/nobody", 404, `no credential in use is named \"nobody\"; in use: none, tours, vouchers"`},
 		{"no name", http.MethodGet, "/egress/tokens/", 404, "no credential"},
 		{"unknown name and an action", http.MethodPost, "/egress/tokens/nobody/refresh", 404, "nobody"},
 		{"unknown action", http.MethodPost, "/egress/tokens/vouchers/delete", 404, "no such action: delete; there are refresh, revoke, introspect"},

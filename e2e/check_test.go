@@ -212,6 +212,70 @@ func TestCheckNamesRefusedScopes(t *testing.T) {
 	}
 }
 
+// Where the server has had enough, no more scopes are tried, and more than are tried
+// are not said to be all.
+func TestCheckTriesFewScopes(t *testing.T) {
+	endpoint := egresstest.NewTokens(t)
+	var scopes []string
+	for i := range 25 {
+		scopes = append(scopes, fmt.Sprint("s", i))
+	}
+	config := writeConfig(t, "Caddyfile", ":8080 {\n"+egresstest.Egress("http://127.0.0.1:1", endpoint.URL, "scopes "+strings.Join(scopes, " "))+"\n}\n")
+	for _, test := range []struct {
+		limit int // of token requests, after which the server says 429
+		says  string
+		most  int
+	}{
+		{100, "(invalid_scope); refused: s3, of the first 20 of 25\n", 21},
+		{8, "(invalid_scope); refused: s3, of the first 20 of 25\n", 9},
+		{3, "(invalid_scope)\n", 4},
+	} {
+		before := endpoint.Count()
+		endpoint.SetAnswer(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			switch scope := r.FormValue("scope") + " "; {
+			case endpoint.Count()-before > test.limit:
+				w.WriteHeader(http.StatusTooManyRequests)
+			case strings.Contains(scope, "s3 "), strings.Contains(scope, "s24 "):
+				w.WriteHeader(http.StatusBadRequest)
+				fmt.Fprint(w, `{"error":"invalid_scope"}`)
+			default:
+				fmt.Fprint(w, `{"access_token":"`+egresstest.TokenPrefix+`","token_type":"bearer","expires_in":60}`)
+			}
+		})
+		got := runCaddy(t, "egress", "check", "--config", config)
+		if made := endpoint.Count() - before; got.status != 1 || !strings.Contains(got.stdout, test.says) || made != test.most {
+			t.Errorf("status %d after %d token requests, printed\n%s\nwant %q and %d", got.status, made, got.stdout, test.says, test.most)
+		}
+	}
+}
+
+func TestCheckWithoutATenant(t *testing.T) {
+	endpoint := egresstest.NewTokens(t)
+	config := writeConfig(t, "Caddyfile", `{
+	egress {
+		credential one oauth2 http://127.0.0.1:1 {
+			token_url `+endpoint.URL+`
+			client_id {file./run/one/{tenant}/id}
+			client_secret {file./run/one/{tenant}/secret}
+		}
+		credential two oauth2 http://127.0.0.1:1 {
+			token_url `+endpoint.URL+`
+			client_id {file./run/two/{tenant}/id}
+			client_secret {file./run/two/{tenant}/secret}
+		}
+	}
+}
+`)
+	got := runCaddy(t, "egress", "check", "--config", config)
+	for _, name := range []string{"one", "two"} {
+		want := name + ": each tenant has a credential of its own\n  → name a tenant with --tenant, as in --tenant acme\n"
+		if got.status != 1 || !strings.Contains(got.stdout, want) || strings.Contains(got.stdout, "the secret is the same") {
+			t.Errorf("status %d, printed\n%s\nwant\n%s", got.status, got.stdout, want)
+		}
+	}
+}
+
 func TestCheckSendsNoSecretWhereLoadingWouldNot(t *testing.T) {
 	for name, options := range map[string]string{
 		"token endpoint":      "token_url http://auth.invalid/token",

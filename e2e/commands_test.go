@@ -231,6 +231,12 @@ func TestUnknownCommand(t *testing.T) {
 	if got.status != 1 || !strings.Contains(got.stderr, want) || got.stdout != "" {
 		t.Errorf("status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
 	}
+	if got := runCaddy(t, "egress", "help", "status"); got.status != 0 || !strings.Contains(got.stdout, "--address") {
+		t.Errorf("status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
+	}
+	if got := runCaddy(t, "egress", "help", "stats"); got.status != 1 || !strings.Contains(got.stderr, "did you mean status?") {
+		t.Errorf("status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
+	}
 	if got := runCaddy(t, "egress"); got.status != 0 || !strings.Contains(got.stdout, "status") {
 		t.Errorf("status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
 	}

@@ -298,7 +298,11 @@ func TestAPIFaults(t *testing.T) {
 				if resp.StatusCode != want {
 					t.Errorf("answer %d is %d %s, want %d", n+1, resp.StatusCode, body, want)
 				}
-				if resp.Header.Get("Proxy-Status") != "" || want >= 400 && c.answer != nil && want != 502 && !strings.Contains(body, "of the API") {
+				if want == http.StatusBadGateway {
+					if !strings.HasSuffix(resp.Header.Get("Proxy-Status"), `; details="api_unreachable"`) || !strings.Contains(body, "api_unreachable") {
+						t.Errorf("answer %d does not say that the API cannot be reached: %s %v", n+1, body, resp.Header)
+					}
+				} else if resp.Header.Get("Proxy-Status") != "" || want >= 400 && !strings.Contains(body, "of the API") {
 					t.Errorf("answer %d is not the API's own: %s %v", n+1, body, resp.Header)
 				}
 				if got := resp.Header.Get("Retry-After"); got != "" && got != "77" {

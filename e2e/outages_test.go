@@ -52,6 +52,36 @@ func TestTokenFailuresAreNotUpstreamFailures(t *testing.T) {
 	})
 }
 
+// A revocation during an outage of the token endpoint ends with the outage, whether
+// requests come or not.
+func TestRevocationDuringAnOutage(t *testing.T) {
+	api, endpoint := egresstest.NewGuarded(t, (*httptest.Server).Start), egresstest.NewTokens(t)
+	api.Accept(egresstest.Token(1))
+	admin, option := egresstest.NewAdmin(t)
+	g := egresstest.StartWatched(t, "egress shop", egresstest.WithGlobal(option+"egress {\ncredential shop "+
+		strings.TrimPrefix(egresstest.Egress(api.URL, endpoint.URL, ""), "egress ")+"\n}"))
+	egresstest.Eventually(t, "the first token", func() bool { return admin.Status(t, "shop").State == "fresh" })
+	endpoint.SetAnswer(egresstest.Say(http.StatusServiceUnavailable, ""))
+	api.Accept("another")
+	for range 5 {
+		if resp, body := g.Get("/v1/x"); resp.StatusCode != http.StatusUnauthorized {
+			t.Errorf("answered %d %s, want the API's 401", resp.StatusCode, body)
+		}
+	}
+	if got := admin.Status(t, "shop"); got.State != "stale" || !got.Rejected || got.NextAttempt.After(time.Now().Add(5*time.Second)) {
+		t.Errorf("the status is %+v", got)
+	}
+	endpoint.SetAnswer(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprint(w, `{"access_token":"`+egresstest.Token(2)+`","token_type":"bearer","expires_in":3600}`)
+	})
+	api.Accept(egresstest.Token(2))
+	egresstest.Eventually(t, "another token, without a request", func() bool { return admin.Status(t, "shop").State == "fresh" })
+	if resp, body := g.Get("/v1/x"); resp.StatusCode != http.StatusOK || admin.Status(t, "shop").Rejected {
+		t.Errorf("answered %d %s, want 200", resp.StatusCode, body)
+	}
+}
+
 // waiting returns how many requests are in the gateway. In these tests, they wait
 // for a token there.
 func waiting() int {

@@ -137,15 +137,19 @@ func (r *rotation) end() {
 	case <-r.stop:
 		return
 	default:
+	}
+	defer func() {
 		close(r.stop)
-	}
-	r.wg.Wait()
-	if r.sent < 20 {
-		r.t.Errorf("%d requests were sent, which shows nothing", r.sent)
-	}
-	if len(r.failed) > 0 {
-		r.t.Errorf("%d of %d requests failed, such as %s", len(r.failed), r.sent, r.failed[0])
-	}
+		r.wg.Wait()
+		if len(r.failed) > 0 {
+			r.t.Errorf("%d of %d requests failed, such as %s", len(r.failed), r.sent, r.failed[0])
+		}
+	}()
+	egresstest.Eventually(r.t, "requests, without which nothing is shown", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.sent >= 20
+	})
 }
 
 // await waits until there were n more tokens.

@@ -133,6 +133,18 @@ func TestStatusPageInBrowser(t *testing.T) {
 		complains("with a page that refreshes itself")
 	})
 
+	t.Run("a name and password in the address", func(t *testing.T) {
+		b.eval("window.before = true")
+		b.call("Page.navigate", map[string]any{"url": strings.Replace(page, "://", "://anna:secret@", 1)})
+		b.waitFor("!window.before && document.readyState === 'complete'")
+		before := fetches()
+		egresstest.Eventually(t, "a refresh", func() bool { return fetches() > before+1 })
+		if got := b.eval("document.getElementById('connection').textContent"); got != "" {
+			t.Errorf("it says %s", got)
+		}
+		complains("with a name and password in the address")
+	})
+
 	t.Run("keyboard", func(t *testing.T) {
 		b.open(page)
 		b.press("Tab")

@@ -63,6 +63,7 @@ type failure struct {
 	notBefore    time.Time  // the server does not want it any sooner
 	fingerprints [][32]byte // of the values that the secret had
 	checked      time.Time  // its values were last compared with them
+	rejected     bool       // the API has answered 401 to the live token
 }
 
 // newFailure returns the failure that err is, given the one before it.

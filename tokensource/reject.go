@@ -50,6 +50,7 @@ func (s *Source) Rejected(t *Token, by Sender) *Fresh {
 	case st.failure != nil && Until(st.failure.until, now) > 0:
 		// no other token can be had now; but one is wanted, as far as this client
 		// may want one
+		st.failure.rejected = true
 		if current.live() && st.rejections.allow(by, t, now) && st.failure.shortenWait(st.failure.ifWanted) {
 			st.reschedule()
 		}

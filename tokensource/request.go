@@ -214,6 +214,7 @@ func (s *Source) failed(r *tokenRequest, now time.Time, err error, values []alte
 	before := st.failure
 	f := newFailure(before, err, now, s.opts.Provider.API().RateLimitWait)
 	f.checked = now
+	f.rejected = r.trigger == triggerRejected || before != nil && before.rejected
 	for _, a := range values {
 		f.fingerprints = append(f.fingerprints, a.fingerprint)
 	}

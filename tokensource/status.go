@@ -27,6 +27,7 @@ type Status struct {
 	Expires  time.Time
 	Granted  []string  // nil: as asked for
 	Shared   bool      // another instance obtained the live token
+	Rejected bool      // the API has answered 401 to the live token, and no other could be had since
 	Next     time.Time // the next token request is due; zero: when a request needs a token
 	Failure  error     // of the last token request; nil if it succeeded
 	Class    tokenprovider.Class
@@ -55,6 +56,7 @@ func (s *Source) Status() Status {
 	}
 	if f := st.failure; f != nil {
 		status.Failure, status.Class, status.Since, status.Attempts, status.Next = f.err, f.class, f.since, f.count, f.until
+		status.Rejected = f.rejected && !status.Expires.IsZero()
 	}
 	live := !status.Expires.IsZero()
 	if n := len(st.newest(s).providers); n > 1 {
