@@ -447,7 +447,7 @@ func sentences(p page) (all []string) {
 
 // The README is read in a few minutes, or not at all.
 func TestReadmeIsShort(t *testing.T) {
-	const most = 8700 // 8.5 KB
+	const most = 8500
 	if size := len(egresstest.ReadText(t, "../README.md")); size > most {
 		t.Errorf("the README has %d bytes, want at most %d: reference belongs in docs/", size, most)
 	}
