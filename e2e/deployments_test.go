@@ -353,10 +353,12 @@ func TestWatchEndsWithASyntaxError(t *testing.T) {
 	egresstest.Eventually(t, "two", answers("two"))
 	d.write(text("lost", "nonsense"))
 	egresstest.Eventually(t, "the syntax error", func() bool { return strings.Contains(d.log(), "unable to load latest config") })
-	d.write(text("three", ""))
-	time.Sleep(2500 * time.Millisecond) // it would look each second
+	egresstest.Eventually(t, "the end of watching; if Caddy goes on now, correct docs/deploy/kubernetes.md", func() bool {
+		_, stacks := d.fetch(egresstest.Client, "http://"+admin+"/debug/pprof/goroutine?debug=2")
+		return stacks != "" && !strings.Contains(stacks, "watchConfigFile")
+	})
 	if !answers("two")() {
-		t.Error("Caddy goes on watching after a syntax error: correct docs/deploy/kubernetes.md")
+		t.Error("the config before is not in use any more")
 	}
 }
 

@@ -128,8 +128,12 @@ func TestTranscripts(t *testing.T) {
 				}
 				current.script(block.hidden)
 				for _, step := range block.steps {
-					if got := current.run(step.command); !step.matches(got) {
+					got, status := current.execute(step.command)
+					if !step.matches(got) {
 						t.Errorf("%s:%d: $ %s\nprints\n%s\nThe page says\n%s", page, step.line, step.command, indent(got), indent(step.output))
+					}
+					if failed := strings.HasPrefix(got, "Error: ") || strings.Contains(got, "\nError: "); failed != (status != "0") && !strings.Contains(step.command, "2>/dev/null") {
+						t.Errorf("%s:%d: $ %s\nends with status %s, and prints\n%s", page, step.line, step.command, status, indent(got))
 					}
 				}
 			}
@@ -429,13 +433,7 @@ func (s *session) script(script string) {
 	}
 }
 
-// run runs a command, and returns what it prints.
-func (s *session) run(command string) string {
-	s.t.Helper()
-	output, _ := s.execute(command)
-	return output
-}
-
+// execute runs a script, and returns what it prints and its exit status.
 func (s *session) execute(script string) (output, status string) {
 	s.t.Helper()
 	s.commands++
