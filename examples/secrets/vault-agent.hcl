@@ -1,6 +1,6 @@
 # What it shows: Vault Agent writes the secrets of examples/systemd to files, and
-# replaces them when they change in Vault. The gateway reads a file that has changed
-# within a second; no reload, no restart.
+# replaces them when they change in Vault. The gateway reads a new secret at the next
+# token request, a caller's key within a second; no reload, no restart.
 #
 # Needs:    a KV store of version 2 at secret/, with
 #             vault kv put secret/voucherify app_id=… app_token=…
