@@ -141,7 +141,7 @@ func (l *logger) failed(r *tokenRequest, before *failure, now time.Time, live bo
 	}
 	switch {
 	case early:
-		l.named().Warn("no first token yet; trying again", fields...)
+		l.named().Info("no first token yet; trying again", fields...)
 	case live:
 		l.named().Warn("could not refresh the token; the present one is used until it expires", fields...)
 	case r.failure.class == tokenprovider.Refused:

@@ -42,7 +42,7 @@ func checkSummary(t *testing.T, logs *observer.ObservedLogs, want ...string) {
 }
 
 const (
-	logEarly   = "warn: no first token yet"
+	logEarly   = "info: no first token yet"
 	logNone    = "error: could not get a token"
 	logStale   = "warn: could not refresh the token"
 	logRefused = "error: the authorization server refuses the credential"
