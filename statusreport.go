@@ -8,9 +8,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -117,14 +119,22 @@ func (a *App) statusReport(now time.Time) *statusReport {
 		r.addStoreProblem()
 	}
 
-	requests := lastCounts.get()
+	callers := make(map[string]requestCount)
 	var alone credentialGroup // those without tenants
 	for _, c := range a.credentials() {
+		var requests requestCount
+		requests.read(&c.metrics.requests)
+		c.metrics.callers.Range(func(caller, of any) bool {
+			count := callers[caller.(string)]
+			count.read(&of.(*callerMetrics).requests)
+			callers[caller.(string)] = count
+			return true
+		})
 		if !c.isFamily() {
-			r.add(&alone, c, requests.ofCredentials[c.name()])
+			r.add(&alone, c, requests)
 			continue
 		}
-		group := credentialGroup{Family: c.name(), Provider: c.metrics.labels[1], Requests: requests.ofCredentials[c.name()]}
+		group := credentialGroup{Family: c.name(), Provider: c.metrics.labels[1], Requests: requests}
 		for _, c := range c.tenants.all() {
 			r.add(&group, c, requestCount{})
 		}
@@ -143,7 +153,7 @@ func (a *App) statusReport(now time.Time) *statusReport {
 	}
 	r.Groups, r.GroupsLeft = bounded(r.Groups, mostShown, func(a, b credentialGroup) int { return compareHealth(a.worst(), b.worst()) }, nil)
 	for name := range a.Callers {
-		r.Callers = append(r.Callers, callerReport{name, requests.ofCallers[name]})
+		r.Callers = append(r.Callers, callerReport{name, callers[name]})
 	}
 	r.Callers, r.CallersLeft = bounded(r.Callers, mostShown, func(a, b callerReport) int { return cmp.Compare(b.Requests.Total, a.Requests.Total) },
 		func(a, b callerReport) int { return strings.Compare(a.Caller, b.Caller) })
@@ -299,66 +309,19 @@ func plural(n int, one, many string) string {
 	return number(int64(n)) + " " + many
 }
 
-// requestCounts are the requests since the process started.
-type requestCounts struct {
-	ofCredentials, ofCallers map[string]requestCount // by name
-}
-
-// statusRegistry serves to read the collectors that the status page shows.
-var statusRegistry = func() *prometheus.Registry {
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(requestsTotal, callerRequestsTotal)
-	return registry
-}()
-
-// lastCounts are the counts that were read last.
-var lastCounts keptCounts
-
-// keptCounts bounds what reading the metrics costs, however often the page is
-// loaded: what took long to read is used for nine times as long.
-type keptCounts struct {
-	mu     sync.Mutex
-	counts requestCounts
-	until  time.Time
-}
-
-func (k *keptCounts) get() requestCounts {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if start := time.Now(); !start.Before(k.until) {
-		k.counts = countRequests()
-		now := time.Now()
-		k.until = now.Add(9 * now.Sub(start))
-	}
-	return k.counts
-}
-
-// countRequests reads the metrics: requests are counted anyway, and cost nothing
-// more for the status page.
-func countRequests() requestCounts {
-	counts := requestCounts{ofCredentials: make(map[string]requestCount), ofCallers: make(map[string]requestCount)}
-	families, _ := statusRegistry.Gather() // as far as it goes
-	for _, family := range families {
-		to, label := counts.ofCredentials, "credential"
-		if strings.Contains(family.GetName(), "caller") {
-			to, label = counts.ofCallers, "caller"
+// read adds what counters of requests by outcome have. Requests are counted anyway,
+// and cost nothing more for the status page.
+func (c *requestCount) read(counters *[outcomeCount]atomic.Pointer[prometheus.Counter]) {
+	for o := range counters {
+		counter := counters[o].Load()
+		if counter == nil {
+			continue
 		}
-		for _, metric := range family.GetMetric() {
-			var name, outcome string
-			for _, pair := range metric.GetLabel() {
-				switch pair.GetName() {
-				case label:
-					name = pair.GetValue()
-				case "outcome":
-					outcome = pair.GetValue()
-				}
-			}
-			count := to[name]
-			count.add(outcome, int64(metric.GetCounter().GetValue()))
-			to[name] = count
+		var value dto.Metric
+		if err := (*counter).Write(&value); err == nil {
+			c.add(outcomeNames[o], int64(value.GetCounter().GetValue()))
 		}
 	}
-	return counts
 }
 
 func (c *requestCount) add(outcome string, n int64) {

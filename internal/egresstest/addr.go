@@ -1,7 +1,9 @@
 package egresstest
 
 import (
+	"math/rand/v2"
 	"net"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -18,13 +20,23 @@ func FreeAddr(t testing.TB) string {
 	return addr
 }
 
-// UnreservedAddr is [FreeAddr] for servers that do not set SO_REUSEPORT. The
-// port may be somebody else's when they want to listen: have them try again.
+// UnreservedAddr is [FreeAddr] for servers that do not set SO_REUSEPORT. Its port is
+// not among those that the kernel picks, for connections and for other tests, so that
+// the server finds it free again after a restart.
 func UnreservedAddr(t testing.TB) string {
 	t.Helper()
-	addr, release := reserve(t)
-	release()
-	return addr
+	const least, most = 10_000, 32_000 // the kernel picks from 32,768 on, unless configured otherwise
+	for range 100 {
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(least+rand.IntN(most-least))) //nolint:gosec // no secret
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			continue
+		}
+		_ = l.Close()
+		return addr
+	}
+	t.Fatal("no port is free")
+	return ""
 }
 
 // reserve binds a socket and does not have it listen, so that it takes no
