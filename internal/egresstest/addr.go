@@ -27,7 +27,7 @@ func UnreservedAddr(t testing.TB) string {
 	t.Helper()
 	const least, most = 10_000, 32_000 // the kernel picks from 32,768 on, unless configured otherwise
 	for range 100 {
-		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(least+rand.IntN(most-least))) //nolint:gosec // no secret
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(least+rand.IntN(most-least)))
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
 			continue
