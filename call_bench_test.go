@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"net/http/httptrace"
 	"net/textproto"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -135,7 +136,12 @@ func BenchmarkTransportSharing(b *testing.B) {
 // inFolder returns what shares a token in a folder.
 func inFolder(tb testing.TB) tokensource.Shared {
 	tb.Helper()
-	storage := &certmagic.FileStorage{Path: tb.TempDir()}
+	dir, err := os.MkdirTemp("", "egress")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = os.RemoveAll(dir) }) // tb.TempDir fails where something is still stored in the background
+	storage := &certmagic.FileStorage{Path: dir}
 	return tokenstore.New(tokenstore.Options{Storage: storage, Logger: zap.NewNop()}).Credential("test", "test")
 }
 

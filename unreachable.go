@@ -91,9 +91,10 @@ func (h *Unreachable) ServeHTTP(w http.ResponseWriter, req *http.Request, next c
 	vars, _ := req.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
 	last, _ := vars[reportVar].(*report)
 	r := unreachable(failure, last)
-	if r == nil {
+	if r == nil || vars[answeredVar] != nil {
 		return err
 	}
+	vars[answeredVar] = true
 	repl, _ := req.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	resp := r.answer(req, h.render)
 	h.cors.expose(resp.Header, repl, false)
@@ -103,6 +104,10 @@ func (h *Unreachable) ServeHTTP(w http.ResponseWriter, req *http.Request, next c
 	return err
 }
 
+// answeredVar is where a request keeps that it has been answered: the error goes on
+// to handlers further out.
+const answeredVar = "egress.unreachable"
+
 // unreachable returns what a client is told of a failure of reverse_proxy, or nil
 // if it is not about the API. last is what became of the last try, nil if there was
 // none. The cause, with names and addresses, is for the log.
@@ -110,11 +115,11 @@ func unreachable(failure caddyhttp.HandlerError, last *report) *refusal {
 	r := &refusal{status: failure.StatusCode, key: keyAPIUnreachable, proxyError: "destination_unavailable"}
 	noUpstream := failure.StatusCode == http.StatusServiceUnavailable
 	switch {
-	case strings.Contains(failure.Err.Error(), "matched retry_match"): // whatever the status
+	case strings.Contains(failure.Error(), "matched retry_match"): // whatever the status
 		r.message = fmt.Sprintf("the last attempt was answered with %d", r.status)
 		return r
 	case noUpstream && last == nil:
-	case last == nil || last.failure == nil: // another reverse_proxy has failed, or the client
+	case last == nil || last.failure == nil || r.status < 500: // another reverse_proxy has failed, or the client
 		return nil
 	}
 	_, notVerified := errors.AsType[*tls.CertificateVerificationError](failure.Err)

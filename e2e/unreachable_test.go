@@ -190,6 +190,13 @@ func TestErrorsAreStillCaddys(t *testing.T) {
 			t.Errorf("one in handle_response: answered %d %q", resp.StatusCode, body)
 		}
 	})
+	t.Run("one egress behind another", func(t *testing.T) { // both see the error
+		down := egresstest.Egress("http://"+nowhere, endpoint.URL, "")
+		g := egresstest.StartGateway(t, egresstest.Egress(api.URL, endpoint.URL, "@any status 2xx\nhandle_response @any {\n"+down+"\n}"))
+		if resp, body := g.Get("/x"); resp.StatusCode != http.StatusBadGateway || strings.Count(body, "api_unreachable") != 1 {
+			t.Errorf("answered %d %q", resp.StatusCode, body)
+		}
+	})
 	t.Run("any status that is tried again", func(t *testing.T) {
 		busy := egresstest.NewRecorder(t)
 		busy.Handler = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTooManyRequests) }
