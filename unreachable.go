@@ -91,10 +91,15 @@ func (h *Unreachable) ServeHTTP(w http.ResponseWriter, req *http.Request, next c
 	vars, _ := req.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
 	last, _ := vars[reportVar].(*report)
 	r := unreachable(failure, last)
-	if r == nil || vars[answeredVar] != nil {
+	if r == nil {
 		return err
 	}
-	vars[answeredVar] = true
+	if last != nil { // not the variables, which a connection that is still being dialed reads
+		if last.answered {
+			return err
+		}
+		last.answered = true
+	}
 	repl, _ := req.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	resp := r.answer(req, h.render)
 	h.cors.expose(resp.Header, repl, false)
@@ -103,10 +108,6 @@ func (h *Unreachable) ServeHTTP(w http.ResponseWriter, req *http.Request, next c
 	_, _ = io.Copy(w, resp.Body) // the client may have left
 	return err
 }
-
-// answeredVar is where a request keeps that it has been answered: the error goes on
-// to handlers further out.
-const answeredVar = "egress.unreachable"
 
 // unreachable returns what a client is told of a failure of reverse_proxy, or nil
 // if it is not about the API. last is what became of the last try, nil if there was

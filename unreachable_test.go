@@ -35,7 +35,7 @@ func TestUnreachableAnswersOnce(t *testing.T) {
 	next := caddyhttp.HandlerFunc(func(w http.ResponseWriter, req *http.Request) error { return h.ServeHTTP(w, req, inner) })
 
 	ctx := context.WithValue(t.Context(), caddyhttp.ServerCtxKey, new(caddyhttp.Server))
-	ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, make(map[string]any))
+	ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, map[string]any{reportVar: &report{failure: failed.Err}})
 	ctx = context.WithValue(ctx, caddy.ReplacerCtxKey, caddy.NewReplacer())
 	w := &onceWriter{ResponseRecorder: httptest.NewRecorder(), t: t}
 	err := h.ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, "/", nil), next)
