@@ -81,7 +81,7 @@ func (h *Unreachable) Provision(ctx caddy.Context) error {
 func (h *Unreachable) ServeHTTP(w http.ResponseWriter, req *http.Request, next caddyhttp.Handler) error {
 	err := next.ServeHTTP(w, req)
 	failure, ok := errors.AsType[caddyhttp.HandlerError](err)
-	if !ok || !strings.HasPrefix(failure.Trace, "reverseproxy.") { // of a handler in handle_response, perhaps
+	if !ok {
 		return err
 	}
 	server, _ := req.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
@@ -120,7 +120,7 @@ func unreachable(failure caddyhttp.HandlerError, last *report) *refusal {
 		r.message = fmt.Sprintf("the last attempt was answered with %d", r.status)
 		return r
 	case noUpstream && last == nil:
-	case last == nil || last.failure == nil || r.status < 500: // another reverse_proxy has failed, or the client
+	case last == nil || last.failure == nil || r.status < 500: // another handler has failed, or the client
 		return nil
 	}
 	_, notVerified := errors.AsType[*tls.CertificateVerificationError](failure.Err)

@@ -135,6 +135,23 @@ func TestUnreachableAPIMayHavePerformedTheRequest(t *testing.T) {
 			t.Errorf("answered %d %s after %d requests", resp.StatusCode, body, closing.Count())
 		}
 	}
+
+	// an answer that is tried elsewhere, too, says that the API was reached
+	busy := egresstest.NewRecorder(t)
+	busy.Handler = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }
+	up = strings.TrimPrefix(busy.URL, "http://")
+	g = egresstest.StartGateway(t, egresstest.Egress(busy.URL, endpoint.URL,
+		"to "+up+" "+nowhere+"\napi_hosts "+nowhere+" "+up+"\nlb_policy round_robin\nlb_retries 2\nlb_retry_match {\nexpression `{rp.status_code} in [503]`\n}"))
+	said := make(map[string]int)
+	for range 2 { // each ends at another upstream
+		_, body := g.Get("/x")
+		for _, what := range []string{"is not known", "the last attempt was answered with 503"} {
+			said[what] += strings.Count(body, what)
+		}
+	}
+	if len(said) != 2 || said["is not known"] != 1 {
+		t.Errorf("it was said %v", said)
+	}
 }
 
 // What Caddy offers for errors works as it does with reverse_proxy.

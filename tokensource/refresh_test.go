@@ -94,6 +94,12 @@ func TestFailureIsTriedAgainWhileTheTokenLives(t *testing.T) {
 				ask(t, s)
 				failed := i.count()
 				got := s.Status()
+				if got.Rejected != (name == "401") {
+					t.Errorf("got %+v", got)
+				}
+				if name != "401" && s.Rejected(before, tokensource.Sender{Client: "c", Method: "GET", Path: "/"}) == nil && !s.Status().Rejected {
+					t.Errorf("got %+v after a 401", s.Status())
+				}
 				if wait := time.Until(got.Next); got.Phase != tokensource.PhaseStale || wait <= 0 || wait > time.Second {
 					t.Errorf("got %+v, want another attempt in a moment", got)
 				}
