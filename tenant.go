@@ -137,8 +137,8 @@ func (c *call) findTenant() (*refusal, error) {
 	name, err := c.repl.ReplaceOrErr(c.Tenant, true, true) // of several placeholders, none may be empty
 	if err != nil || !isTenantName(name) {
 		r := *tenantInvalid
-		if r.detail = "; " + c.Tenant + " has no value"; err == nil && name != "" {
-			r.detail = "; " + c.Tenant + " is " + printable(name)
+		if r.detail = "; " + c.Tenant + " has no value"; err == nil && name != "" { // which could be a secret in the wrong place
+			r.detail = "; the value of " + c.Tenant + " cannot be a name"
 		}
 		return &r, nil
 	}

@@ -59,12 +59,9 @@ func (h *Unreachable) Provision(ctx caddy.Context) error {
 	if h.Provider == "" {
 		h.Provider = "oauth2"
 	}
-	if !isProvider(h.Provider) {
-		return option.Errorf("provider", "%q is not a provider", h.Provider)
-	}
 	module, err := caddy.GetModule(providerNamespace + "." + h.Provider)
 	if err != nil {
-		return err
+		return option.Errorf("provider", "%q is not a provider", h.Provider)
 	}
 	provider, ok := module.New().(tokenprovider.Provider)
 	if !ok {

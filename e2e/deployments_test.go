@@ -126,7 +126,7 @@ func (d *deployment) log() string {
 	return string(log)
 }
 
-// fetch returns the status and the body of an answer; a status of 0 is no answer.
+// fetch returns the status and the body of an answer; a status of 0 stands for none.
 func (d *deployment) fetch(client *http.Client, url string, header ...string) (int, string) {
 	d.t.Helper()
 	req, err := http.NewRequestWithContext(d.t.Context(), http.MethodGet, url, nil)

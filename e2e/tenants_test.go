@@ -311,3 +311,13 @@ func TestTenantsInTheEnvironment(t *testing.T) {
 	s.serves("globex", 1)
 	s.refuses("initech", http.StatusForbidden, "tenant_unknown")
 }
+
+// The log says where to look, and not what a client has put there: it could be a key.
+func TestInvalidTenantIsNotLogged(t *testing.T) {
+	s := newTenantStage(t, "oauth2", "acme").start(tenantRoutes())
+	ask(s.g, http.MethodGet, "/v1/x", egresstest.TenantHeader, "a key, and no name")
+	lines := s.g.LogLines("refused a request")
+	if len(lines) != 1 || !strings.HasSuffix(lines[0]["reason"].(string), "; the value of {http.request.header."+egresstest.TenantHeader+"} cannot be a name") {
+		t.Errorf("the log says %v", lines)
+	}
+}

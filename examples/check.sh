@@ -31,7 +31,7 @@ check() { # WHAT COMMAND...
 		failures=$((failures + 1))
 	fi
 }
-# where namespaces cannot be made, status 77 is no failure
+# where namespaces cannot be made, status 77 does not count as a failure
 try() { # WHAT COMMAND...
 	local what=$1 status=0
 	shift

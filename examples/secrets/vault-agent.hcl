@@ -57,7 +57,7 @@ template {
   group                = "egress-secrets"
 
   exec {
-    # It fails before the gateway runs, which is no harm.
+    # It fails before the gateway runs, which does no harm.
     command = ["sh", "-c", "caddy egress refresh promo --address unix//run/caddy-egress/admin.sock || true"]
     timeout = "30s"
   }
