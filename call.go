@@ -121,6 +121,9 @@ func (c *call) do() (*http.Response, error) {
 	c.count()
 	if c.report != nil {
 		c.report.sent(err, c.body.Failed())
+		if c.report.failure != nil && c.req.Context().Err() == nil {
+			c.credential.metrics.upstreamFailure()
+		}
 	}
 	tokens := c.sentTokens()
 	if err != nil {

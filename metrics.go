@@ -73,6 +73,10 @@ var (
 		Namespace: "caddy", Subsystem: "egress", Name: "upstream_unauthorized_total",
 		Help: "Answers of the API that reject a token (401, or a rejected_status), by outcome.",
 	}, append(credentialLabels, "result"))
+	upstreamFailuresTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "egress", Name: "upstream_failures_total",
+		Help: "Requests that the API has not answered. Each try counts.",
+	}, credentialLabels)
 	storeOperationsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "egress", Name: "store_operations_total",
 		Help: "Operations on the storage of shared tokens by how they ended.",
@@ -94,7 +98,7 @@ func registerMetrics(registry *prometheus.Registry) error {
 	}
 	for _, c := range []prometheus.Collector{
 		requestsTotal, callerRequestsTotal, localTokensTotal, tokenRequestsTotal, tokenRequestSeconds, tokenWaitSeconds, tokenExpiry,
-		tokenLastSuccess, secretInUse, unauthorizedTotal, storeOperationsTotal, rateLimitedTotal, rateLimitRemaining,
+		tokenLastSuccess, secretInUse, unauthorizedTotal, upstreamFailuresTotal, storeOperationsTotal, rateLimitedTotal, rateLimitRemaining,
 	} {
 		var registered prometheus.AlreadyRegisteredError
 		if err := registry.Register(c); err != nil && !errors.As(err, &registered) {
@@ -193,6 +197,7 @@ func (m *credentialMetrics) firstRequest() {
 	m.used.Store(true)
 	m.requestCounter(outcomeTokenUnavailable)
 	m.requestCounter(outcomeCredentialRefused)
+	upstreamFailuresTotal.WithLabelValues(m.labels...)
 	rateLimitedTotal.WithLabelValues(m.labels...)
 	tokenWaitSeconds.WithLabelValues(m.labels...)
 	for _, result := range []string{unauthorizedReplayed401, unauthorizedHeldBack} {
@@ -210,6 +215,11 @@ func (m *credentialMetrics) requestCounter(o outcome) *prometheus.Counter {
 // unauthorized counts a 401 of the API.
 func (m *credentialMetrics) unauthorized(result string) {
 	unauthorizedTotal.WithLabelValues(m.with(result)...).Inc()
+}
+
+// upstreamFailure counts a request that the API has not answered.
+func (m *credentialMetrics) upstreamFailure() {
+	upstreamFailuresTotal.WithLabelValues(m.labels...).Inc()
 }
 
 // storeOperation counts an operation on the storage of shared tokens.

@@ -44,6 +44,8 @@ var manyRoutes = map[string]string{
 	"bad_request":           "",
 	"preflight":             "origins https://app.example.com",
 	"short":                 "",
+	"silent":                "lb_retries 1",
+	"hanging":               "",
 }
 
 var suffixes atomic.Int64
@@ -57,6 +59,10 @@ func newManyCredentials(t *testing.T) *manyCredentials {
 		switch {
 		case credential == "always_401", first && (credential == "replayed" || credential == "not_replayable"):
 			w.WriteHeader(http.StatusUnauthorized)
+		case credential == "silent":
+			panic(http.ErrAbortHandler) // ends the connection
+		case credential == "hanging":
+			<-r.Context().Done()
 		case credential == "rate_limited":
 			w.Header().Set("X-RateLimit-Remaining", "0")
 			w.Header().Set("Retry-After", "120")

@@ -264,6 +264,38 @@ func TestClientsThatLeaveAreCounted(t *testing.T) {
 }
 
 // A token that comes once its credential is gone leaves no gauge behind.
+// What the API has not answered is counted once for each try, unless it is the
+// client that has not waited.
+func TestUnansweredRequestsAreCounted(t *testing.T) {
+	f := newManyCredentials(t)
+	g := egresstest.StartWatched(t, "log\n"+f.routes, egresstest.WithGlobal(f.global))
+	f.warm(t)
+
+	ctx, leave := context.WithCancel(t.Context())
+	left := make(chan error, 1)
+	go func() {
+		_, err := egresstest.Client.Do(g.Request(http.MethodGet, "/hanging/v1/left", nil).WithContext(ctx))
+		left <- err
+	}()
+	egresstest.Eventually(t, "the request that its client leaves", func() bool { return len(f.api.Under("/v1/left")) > 0 })
+	leave()
+	if err := <-left; err == nil {
+		t.Error("the client has left, and was answered")
+	}
+	egresstest.Eventually(t, "the end of that request", func() bool {
+		return strings.Contains(g.Log(), `"uri":"/hanging/v1/left"`)
+	})
+	g.Get("/forwarded/v1/x")
+	g.Get("/silent/v1/x") // and once more, by lb_retries
+
+	metrics := f.admin.Metrics(t, f.suffix)
+	for credential, want := range map[string]float64{"forwarded": 0, "hanging": 0, "silent": 2} {
+		if got, ok := metrics.Of("upstream_failures_total", credential); !ok || got != want {
+			t.Errorf("upstream_failures_total of %s is %v (%v), want %v", credential, got, ok, want)
+		}
+	}
+}
+
 func TestCredentialThatLeavesDuringATokenRequest(t *testing.T) {
 	f := newManyCredentials(t)
 	g := egresstest.StartWatched(t, f.routes, egresstest.WithGlobal(f.global))

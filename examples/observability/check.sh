@@ -229,6 +229,11 @@ faults "$voucherify" '{}'
 refresh promo
 clears EgressRateLimited/bookings EgressCredentialRefused/promo EgressRequestsFailing/promo
 
+echo "Pretend-Silent: yes" >"$work/headers"
+fires "the API ends connections without an answer" EgressAPIUnreachable/promo
+: >"$work/headers"
+clears EgressAPIUnreachable/promo
+
 # root may write where permissions forbid it, but nobody where a file is in the way
 storage=$XDG_DATA_HOME/caddy/egress
 mv "$storage" "$storage.away"
