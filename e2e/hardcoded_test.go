@@ -50,7 +50,7 @@ func startHardCoded(t *testing.T) *hardCoded {
 
 	voucherify, _ := egresstest.NewSandboxFor(t, "voucherify", egresstest.Secret, egresstest.Secret)
 	_, understory := egresstest.NewSandboxFor(t, "understory", egresstest.Secret, egresstest.Secret)
-	storage := t.TempDir()
+	storage := egresstest.StorageDir(t)
 	h := &hardCoded{
 		t: t, api: egresstest.NewRecorder(t), addr: egresstest.FreeAddr(t), caller: egresstest.Secret + "web-shop",
 		root: filepath.Join(storage, "pki/authorities/local/root.crt"), log: filepath.Join(t.TempDir(), "log"),

@@ -33,7 +33,7 @@ func newSharing(t *testing.T, options string) *sharing {
 	api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
 	revocations := egresstest.NewRecorder(t)
 	admin, option := egresstest.NewAdmin(t)
-	s := &sharing{t: t, admin: admin, dir: t.TempDir(), endpoint: endpoint, routes: "egress shared", revoked: revocations.Count}
+	s := &sharing{t: t, admin: admin, dir: egresstest.StorageDir(t), endpoint: endpoint, routes: "egress shared", revoked: revocations.Count}
 	s.Gateway = egresstest.StartWatched(t, s.routes, egresstest.WithGlobal(option+fmt.Sprintf(`egress {
 		share_tokens {
 			storage file_system %s

@@ -421,7 +421,7 @@ func TestStatusPageWithCallers(t *testing.T) {
 // What is shown of files and errors is text, whatever it looks like.
 func TestStatusPageWithStorageOfAHostileName(t *testing.T) {
 	api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
-	dir := filepath.Join(t.TempDir(), `<script>alert(1)<`, `script>"'><img src=x onerror=alert(2)>`)
+	dir := filepath.Join(egresstest.StorageDir(t), `<script>alert(1)<`, `script>"'><img src=x onerror=alert(2)>`)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -432,10 +432,9 @@ func TestStatusPageWithStorageOfAHostileName(t *testing.T) {
 	_, page := statusAt(t, g, "/status")
 	checkReads(t, page, "Shared tokens Storage caddy.storage.file_system: ok since", "Token from", " own ")
 
-	egresstest.Eventually(t, "the folder to be gone", func() bool { return os.RemoveAll(dir) == nil })
-	if err := os.WriteFile(dir, nil, 0o600); err != nil { // in place of the folder
-		t.Fatal(err)
-	}
+	egresstest.Eventually(t, "a file to be in place of the folder", func() bool {
+		return os.RemoveAll(dir) == nil && os.WriteFile(dir, nil, 0o600) == nil
+	})
 	egresstest.Eventually(t, "the storage to fail", func() bool {
 		if err := g.Load("egress_status /status\negress shared"); err != nil {
 			t.Fatal(err)

@@ -140,7 +140,7 @@ func TestReloadKeepsTenantsTokens(t *testing.T) {
 // With share_tokens a restart costs no token request.
 func TestTenantsShareTokensWithTheNextRun(t *testing.T) {
 	s := newTenantStage(t, "oauth2", "acme", "globex")
-	dir := t.TempDir()
+	dir := egresstest.StorageDir(t)
 	s.global = "share_tokens {\n storage file_system " + dir + "\n}\n"
 	s.start()
 	s.serves("acme", 1)

@@ -166,7 +166,7 @@ func (s *Source) finish(r *tokenRequest, outcome Outcome, a attempt) {
 	sharer := st.newest(nil) // the config of r may have ended
 	shares := r.token != nil && sharer != nil && sharer.opts.Shared != nil
 	if shares {
-		r.token.place = sharer.opts.Shared.Place()
+		r.token.place, r.token.told = sharer.opts.Shared.Place(), make(chan struct{})
 	}
 	st.mu.Unlock()
 
@@ -175,6 +175,7 @@ func (s *Source) finish(r *tokenRequest, outcome Outcome, a attempt) {
 	}
 	if shares {
 		sharer.share(r.token, a.used.secrets)
+		close(r.token.told)
 	}
 	if r.unlock != nil {
 		r.unlock()

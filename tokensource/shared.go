@@ -239,7 +239,7 @@ func (s *Source) takeOver(r *tokenRequest, found *SharedToken, values []alternat
 	}
 	st.tokens++
 	t := newToken(&found.Token, st.tokens, rand.Float64()) //nolint:gosec // no secret
-	t.shared, t.place = true, s.opts.Shared.Place()
+	t.shared, t.place, t.told = true, s.opts.Shared.Place(), make(chan struct{})
 	s.log.tookOver(t, st.failure, now)
 	s.use(t, values[found.Alternative], now)
 	outcome := Outcome{Token: &t.Token, Shared: true}
@@ -256,6 +256,7 @@ func (s *Source) takeOver(r *tokenRequest, found *SharedToken, values []alternat
 	st.mu.Unlock()
 
 	newest.noteUse(t)
+	close(t.told)
 	if s.opts.OnOutcome != nil {
 		s.opts.OnOutcome(outcome)
 	}
@@ -309,6 +310,11 @@ func (s *Source) leave(t *Token) bool {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()
+	select {
+	case <-t.told: // else it would be stored after it has been revoked
+	case <-ctx.Done():
+		return false
+	}
 	values, _ := s.read(ctx)
 	return len(values) > 0 && s.opts.Shared.Leave(ctx, secretsOf(values), t.Token)
 }

@@ -149,8 +149,9 @@ type Token struct {
 
 	fingerprint [32]byte // of the value of the secret that it was obtained with
 
-	shared bool   // another instance has obtained it
-	place  string // where others may find it; empty: they cannot. mu of the state is held
+	shared bool          // another instance has obtained it
+	place  string        // where others may find it; empty: they cannot. mu of the state is held
+	told   chan struct{} // closed once it is stored there, and others know that this instance uses it; set with place
 
 	used  atomic.Bool  // a request has carried it, lately where tokens are shared
 	inUse atomic.Int64 // how many requests carry it, if the source has RevokeOnStop; below zero once it is retired

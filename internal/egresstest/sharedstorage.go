@@ -27,6 +27,19 @@ type SharedStorage struct {
 	control string
 }
 
+// StorageDir returns a folder for a storage of files. Unlike that of t.TempDir, it may
+// be written to for a moment after the gateway has stopped: a token is used before it
+// is stored.
+func StorageDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "egress")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { Eventually(t, "the storage to be removed", func() bool { return os.RemoveAll(dir) == nil }) })
+	return dir
+}
+
 // NewSharedFiles returns a storage of files, a [FaultyStorage] that works at first. It
 // is in memory where that is possible: a disk may be slow at times, and a test that
 // means it to be can say so.
