@@ -341,7 +341,7 @@ func (c *call) logRefusal(r *refusal) {
 		caller = c.caller.name
 	}
 	if c.guard.callers != nil {
-		go c.app.emit(eventCallerRefused, c.credential, map[string]any{"caller": caller, "outcome": r.outcome.String()})
+		c.app.emit(eventCallerRefused, c.credential, map[string]any{"caller": caller, "outcome": r.outcome.String()})
 	}
 	if e := c.logger.Check(zap.WarnLevel, "refused a request"); e != nil {
 		key := r.key

@@ -45,7 +45,8 @@ func (a *App) emitOutcome(c *activeCredential, r tokensource.Outcome) {
 	})
 }
 
-// emit emits an event about a credential, unless the config has been replaced:
+// emit emits an event about a credential in the background, since a handler of it, such
+// as a command, may take its time. There is none once the config has been replaced:
 // requests that drain later do not emit any.
 func (a *App) emit(name string, c *activeCredential, data map[string]any) {
 	if a.events == nil || a.ctx.Err() != nil {
@@ -53,13 +54,9 @@ func (a *App) emit(name string, c *activeCredential, data map[string]any) {
 	}
 	all := map[string]any{"credential": c.name(), "provider": c.metrics.labels[1]}
 	maps.Copy(all, data)
-	if a.active() {
-		a.events.Emit(a.ctx, name, all)
-		return
-	}
-	// the events app may still be starting, and subscribers with it: an event
-	// would be lost, or race with them
 	go func() {
+		// the events app may still be starting, and subscribers with it: an event
+		// would be lost, or race with them
 		tick := time.NewTicker(activePoll)
 		defer tick.Stop()
 		for !a.active() {

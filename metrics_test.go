@@ -58,7 +58,7 @@ func TestSeriesAppearWithTheirFirstEvent(t *testing.T) {
 		t.Errorf("series at first: %v", got)
 	}
 	m.request(outcomeForwarded, 0)
-	if got := series(); len(got) != 9 {
+	if got := series(); len(got) != 10 {
 		t.Errorf("series after a request: %v", got)
 	}
 	m.request(outcomeForwarded, 0)

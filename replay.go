@@ -81,7 +81,7 @@ func (c *call) prepareReplay(status int) (result string, fresh *tokensource.Fres
 		return unauthorizedHeldBack, nil, nil
 	}
 	if fresh.First {
-		go c.app.emit(eventTokenRejected, c.credential, nil) // not at the cost of the request
+		c.app.emit(eventTokenRejected, c.credential, nil)
 	}
 	certain := status == http.StatusUnauthorized || slices.Contains(safeMethods, c.req.Method)
 	if !certain || !c.replays(c.req.Method) || !c.body.Replayable() {

@@ -17,7 +17,9 @@ import (
 )
 
 // eventRecorder is a handler of events.
-type eventRecorder struct{}
+type eventRecorder struct {
+	Hang bool `json:"hang,omitempty"` // until the config ends
+}
 
 // recordedEvents are the events of all eventRecorders.
 var recordedEvents struct {
@@ -31,12 +33,19 @@ func (eventRecorder) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "events.handlers.egress_test", New: func() caddy.Module { return new(eventRecorder) }}
 }
 
-func (*eventRecorder) UnmarshalCaddyfile(*caddyfile.Dispenser) error { return nil }
+func (h *eventRecorder) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	h.Hang = d.NextArg() && d.Val() == "hang"
+	return nil
+}
 
-func (*eventRecorder) Handle(_ context.Context, e caddy.Event) error {
+func (h *eventRecorder) Handle(ctx context.Context, e caddy.Event) error {
 	recordedEvents.Lock()
-	defer recordedEvents.Unlock()
 	recordedEvents.all = append(recordedEvents.all, e)
+	recordedEvents.Unlock()
+	if h.Hang {
+		<-ctx.Done()
+	}
 	return nil
 }
 

@@ -79,6 +79,12 @@ func (s *sharing) get() {
 // storedKey is a key of what is stored of tokens.
 var storedKey = regexp.MustCompile(`/egress/(tokens/[0-9a-f]{64}|sharers/[0-9a-f]{64}/[0-9a-f]{16})$`)
 
+// holdsAToken reports whether the token has been stored, which requests do not wait for.
+func (s *sharing) holdsAToken() bool {
+	keys, _ := s.stored()
+	return len(keys) == 1
+}
+
 // stored returns the keys of what is stored of tokens, and all that is in the folder.
 func (s *sharing) stored() (keys []string, all string) {
 	s.t.Helper()
@@ -108,10 +114,7 @@ func TestRunsShareAToken(t *testing.T) {
 	if from := s.admin.Status(t, "shared").TokenFrom; from != "own" {
 		t.Errorf("the first token is from %q", from)
 	}
-	egresstest.Eventually(t, "the token in the storage", func() bool {
-		keys, _ := s.stored()
-		return len(keys) == 1
-	})
+	egresstest.Eventually(t, "the token in the storage", s.holdsAToken)
 	for range 3 {
 		s.restart()
 		s.get()
@@ -150,6 +153,7 @@ Tokens are shared in caddy.storage.file_system: ok since \d\d:\d\d:\d\d \(\d+s\)
 func TestRunWhoseStorageCannotBeUsed(t *testing.T) {
 	s := newSharing(t, "")
 	s.get()
+	egresstest.Eventually(t, "the token to be stored", s.holdsAToken) // the folder is not to come back
 	s.restart(func() error {
 		if err := os.Rename(s.dir, s.dir+".before"); err != nil {
 			return err
@@ -186,6 +190,26 @@ func TestSharedTokenIsRevokedAtTheEndOfTheLastRun(t *testing.T) {
 	if n := s.endpoint.Count(); n != 2 {
 		t.Errorf("%d token requests, want another after the revocation", n)
 	}
+}
+
+// Others need not wait for a handler of events, such as a command, to have the token.
+func TestTokenIsSharedWhateverHandlersOfEventsDo(t *testing.T) {
+	s := newSharing(t, "")
+	s.Global += "\nevents {\non egress.token_obtained egress_test hang\n}\n"
+	if err := s.Load("log\n" + s.routes); err != nil {
+		t.Fatal(err)
+	}
+	s.get()
+	egresstest.Eventually(t, "the token to be stored", s.holdsAToken)
+	_, before := s.stored()
+	if resp, body := s.admin.Ask(t, http.MethodPost, "/egress/tokens/shared/refresh"); resp.StatusCode != http.StatusOK {
+		t.Fatalf("refreshing: %d %s", resp.StatusCode, body)
+	}
+	egresstest.Eventually(t, "another token to be stored", func() bool {
+		_, now := s.stored()
+		return now != before
+	})
+	egresstest.Eventually(t, "the event", func() bool { return len(eventsOf("egress.token_obtained", "shared")) > 0 })
 }
 
 func TestSharingBeginsAndEndsByReload(t *testing.T) {

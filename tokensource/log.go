@@ -23,7 +23,8 @@ type logger struct {
 	repeated time.Time // when a failure was last logged
 	heldBack time.Time // when a hold was last logged
 	usable   bool      // there was a live token then
-	warned   bool      // of what the server does with every token
+	narrowed bool      // warned that the server grants less than was asked for
+	assumed  bool      // warned that it does not say how long tokens live
 	failing  *failure  // the last one, until there is a token
 }
 
@@ -51,16 +52,13 @@ func (l *logger) obtained(r *tokenRequest, t *tokenprovider.Token, asked []strin
 		l.named().Debug("obtained a token", fields...)
 	}
 
-	missing := narrower(asked, t.Scopes)
-	if len(missing) == 0 && !t.ExpiryAssumed || l.warned {
-		return
-	}
-	l.warned = true
-	if len(missing) > 0 {
+	if missing := narrower(asked, t.Scopes); len(missing) > 0 && !l.narrowed {
+		l.narrowed = true
 		l.named().Warn("the authorization server granted less than was asked for; requests that need the rest will be refused",
 			zap.Strings("scopes_missing", missing)) // not those granted: they are what the server sent
 	}
-	if t.ExpiryAssumed {
+	if t.ExpiryAssumed && !l.assumed {
+		l.assumed = true
 		l.named().Warn("the token response has no lifetime above zero (expires_in); assuming a short one",
 			zap.Duration("lifetime", t.Expires.Sub(t.Issued)))
 	}

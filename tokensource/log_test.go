@@ -365,3 +365,35 @@ func TestWhatTheServerDoesWithEveryTokenIsLoggedOnce(t *testing.T) {
 		})
 	}
 }
+
+// One warning does not keep the other from being logged.
+func TestWarningsOfTokensAreIndependent(t *testing.T) {
+	const (
+		less    = "warn: the authorization server granted less than was asked for"
+		assumed = "warn: the token response has no lifetime above zero (expires_in)"
+	)
+	narrow, endless := func(i *issuer) { i.granted = []string{"read"} }, func(i *issuer) { i.granted, i.assumed = nil, true }
+	for _, c := range []struct {
+		first, second func(*issuer)
+		want          []string
+	}{
+		{narrow, endless, []string{less, assumed}},
+		{endless, narrow, []string{assumed, less}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			logs, option := observed()
+			i := &issuer{lifetime: time.Hour}
+			s := newSource(t, i, option)
+			for _, change := range []func(*issuer){c.first, c.second, c.first} {
+				i.set(func(i *issuer) {
+					i.assumed = false
+					change(i)
+				})
+				if err := s.Refresh(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			checkSummary(t, logs, c.want...)
+		})
+	}
+}

@@ -32,11 +32,15 @@ type SharedStorage struct {
 // is stored.
 func StorageDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "egress")
+	parent, err := os.MkdirTemp("", "egress") // tests rename what is in it
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { Eventually(t, "the storage to be removed", func() bool { return os.RemoveAll(dir) == nil }) })
+	t.Cleanup(func() { Eventually(t, "the storage to be removed", func() bool { return os.RemoveAll(parent) == nil }) })
+	dir := filepath.Join(parent, "storage")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	return dir
 }
 
