@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net/http"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -37,11 +38,23 @@ func (r *report) sent(err error, clientFailed bool) {
 		return
 	}
 	_, notDialed := errors.AsType[reverseproxy.DialError](err)
-	_, notVerified := errors.AsType[*tls.CertificateVerificationError](err)
-	r.reached = r.reached || !notDialed && !notVerified
+	r.reached = r.reached || !notDialed && !failedTLS(err)
 	if !clientFailed {
 		r.failure = err
 	}
+}
+
+// failedTLS reports whether err has ended a TLS handshake: nothing was sent then.
+func failedTLS(err error) bool {
+	if header, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return header.Conn != nil // the first record
+	}
+	return failedVerification(err) || strings.Contains(err.Error(), "TLS handshake timeout") // net/http does not export its type
+}
+
+func failedVerification(err error) bool {
+	_, failed := errors.AsType[*tls.CertificateVerificationError](err)
+	return failed
 }
 
 // reportVar is where a request keeps its report.

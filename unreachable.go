@@ -1,7 +1,6 @@
 package egress
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -120,16 +119,17 @@ func unreachable(failure caddyhttp.HandlerError, last *report) *refusal {
 	case last == nil || last.failure == nil || r.status < 500: // another handler has failed, or the client
 		return nil
 	}
-	_, notVerified := errors.AsType[*tls.CertificateVerificationError](failure.Err)
 	switch {
-	case r.status == http.StatusGatewayTimeout:
+	case last != nil && last.reached && r.status == http.StatusGatewayTimeout:
 		r.message, r.proxyError = "the API did not answer in time; whether it has performed the request is not known", "http_response_timeout"
 	case last != nil && last.reached:
 		r.message, r.proxyError = "the gateway got no answer from the API; whether the API has performed the request is not known", "connection_terminated"
 	case noUpstream:
 		r.message = "no upstream of the API is available"
-	case notVerified:
+	case failedVerification(last.failure):
 		r.message, r.proxyError = "the gateway could not verify the certificate of the API", "tls_certificate_error"
+	case failedTLS(last.failure):
+		r.message, r.proxyError = "the gateway could not set up TLS with the API", "tls_protocol_error"
 	default:
 		r.message = "the gateway could not connect to the API"
 	}

@@ -27,6 +27,11 @@ func TestUnreachableAPI(t *testing.T) {
 		}
 	}
 	unverified := egresstest.NewRecorderOver(t, (*httptest.Server).StartTLS)
+	mute, err := net.Listen("tcp", "127.0.0.1:0") // the system accepts connections, and nobody reads from them
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { mute.Close() })
 	busy := egresstest.NewRecorder(t)
 	busy.Handler = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }
 	_, sandbox := egresstest.NewSandboxFor(t, "voucherify", egresstest.Secret, egresstest.Secret)
@@ -37,6 +42,8 @@ func TestUnreachableAPI(t *testing.T) {
 		egresstest.Site("/hanging", egresstest.Egress(hanging.URL, endpoint.URL, "transport http {\nresponse_header_timeout 50ms\n}"))+
 		egresstest.Site("/closing", egresstest.Egress(closing.URL, endpoint.URL, ""))+
 		egresstest.Site("/unverified", egresstest.Egress(unverified.URL, endpoint.URL, ""))+
+		egresstest.Site("/plain", egresstest.Egress(strings.Replace(closing.URL, "http:", "https:", 1), endpoint.URL, ""))+
+		egresstest.Site("/mute", egresstest.Egress("https://"+mute.Addr().String(), endpoint.URL, "transport http {\ntls_timeout 50ms\n}"))+
 		egresstest.Site("/down", egresstest.Egress("http://"+nowhere, endpoint.URL, "fail_duration 1h\nto "+nowhere+"\norigins https://app.test"))+
 		egresstest.Site("/retried", egresstest.Egress("http://"+nowhere, endpoint.URL, "lb_retries 2\norigins https://app.test"))+
 		egresstest.Site("/again", egresstest.Egress(busy.URL, endpoint.URL, "lb_retries 1\nlb_retry_match {\nexpression `{rp.status_code} in [503]`\n}"))+
@@ -45,6 +52,7 @@ func TestUnreachableAPI(t *testing.T) {
 
 	const (
 		notConnected = "the gateway could not connect to the API"
+		noTLS        = "the gateway could not set up TLS with the API"
 		noAnswer     = "the gateway got no answer from the API; whether the API has performed the request is not known"
 		problem      = `{"title":"STATUS","status":CODE,"detail":"MESSAGE","code":"api_unreachable"}`
 	)
@@ -61,6 +69,8 @@ func TestUnreachableAPI(t *testing.T) {
 		{"/hanging", 504, "http_response_timeout", "the API did not answer in time; whether it has performed the request is not known", problem, "timeout"},
 		{"/closing", 502, "connection_terminated", noAnswer, problem, "EOF"},
 		{"/unverified", 502, "tls_certificate_error", "the gateway could not verify the certificate of the API", problem, "x509"},
+		{"/plain", 502, "tls_protocol_error", noTLS, problem, "tls"},
+		{"/mute", 504, "tls_protocol_error", noTLS, problem, "TLS handshake timeout"},
 		{"/down", 502, "destination_unavailable", notConnected, problem, nowhere},
 		{"/down", 503, "destination_unavailable", "no upstream of the API is available", problem, nowhere}, // one line a second,
 		{"/retried", 502, "destination_unavailable", notConnected, problem, nowhere},
