@@ -334,11 +334,15 @@ func (a *App) activate(c *activeCredential, name string, provider tokenprovider.
 // credentials returns the credentials whose tokens routes send, by name. One with
 // tenants stands for all of them.
 func (a *App) credentials() []*activeCredential {
+	return a.credentialsThat(func(c *activeCredential) bool { return c.sends })
+}
+
+func (a *App) credentialsThat(match func(*activeCredential) bool) []*activeCredential {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	all := make([]*activeCredential, 0, len(a.inUse))
 	for _, name := range slices.Sorted(maps.Keys(a.inUse)) {
-		if c := a.inUse[name]; c.sends {
+		if c := a.inUse[name]; match(c) {
 			all = append(all, c)
 		}
 	}

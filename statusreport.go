@@ -121,7 +121,10 @@ func (a *App) statusReport(now time.Time) *statusReport {
 
 	callers := make(map[string]requestCount)
 	var alone credentialGroup // those without tenants
-	for _, c := range a.credentials() {
+	// where all grants have scopes of their own, what is refused to others counts for
+	// the route's credential, whose tokens nobody is sent with
+	counted := func(c *activeCredential) bool { return c.sends || c.metrics.used.Load() }
+	for _, c := range a.credentialsThat(counted) {
 		var requests requestCount
 		requests.read(&c.metrics.requests)
 		c.metrics.callers.Range(func(caller, of any) bool {

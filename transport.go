@@ -246,7 +246,21 @@ func (t *Transport) provisionGrants(ctx caddy.Context, provider tokenprovider.Pr
 	}
 	t.warnOfRoute(base, checkGrants(t.Grants, t.Allow, t.api, provider.Grant().Scopes))
 	t.guard.grant(all, t.RouteOptions)
+	if hasHealthChecks(ctx) && !t.credential.isFamily() { // those are for no tenant
+		t.app.send(t.credential)
+	}
 	return nil
+}
+
+// hasHealthChecks reports whether the reverse_proxy of a transport that is being set
+// up has active health checks: they carry the token of the route's own credential.
+func hasHealthChecks(ctx caddy.Context) bool {
+	for _, module := range slices.Backward(ctx.Modules()) {
+		if proxy, ok := module.(*reverseproxy.Handler); ok {
+			return proxy.HealthChecks != nil && proxy.HealthChecks.Active != nil && proxy.HealthChecks.Active.IsEnabled()
+		}
+	}
+	return false
 }
 
 // checkEncryption refuses what would send a secret or a token in plain text

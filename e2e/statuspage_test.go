@@ -418,6 +418,57 @@ func TestStatusPageWithCallers(t *testing.T) {
 	checkReads(t, page, "Caller Requests Sent to the API Other outcomes status-never 0 0 – status-shop 3 2 1 operation_not_allowed")
 }
 
+// What is refused on a route whose grants have scopes of their own is counted, too.
+func TestStatusPageCountsWhatIsRefusedToOthers(t *testing.T) {
+	api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
+	global := strings.Replace(statusOption(api.URL, endpoint.URL, "lent-out"), "egress {", "egress {\n"+egresstest.Caller(t, "status-granted")+egresstest.Caller(t, "status-stranger"), 1)
+	g := egresstest.StartGateway(t, "egress_status /status\negress lent-out {\ngrant status-granted {\nscopes vouchers\n}\n}", egresstest.WithCallers(global))
+	for range 3 {
+		req := g.Request("GET", "/v1/x", nil)
+		req.Header.Set("Authorization", "Bearer "+egresstest.Key("status-stranger"))
+		resp, body := g.Do(req)
+		egresstest.CheckRefused(t, resp, body, http.StatusForbidden, "caller_not_granted")
+		resp, body = g.Get("/v1/x")
+		egresstest.CheckRefused(t, resp, body, http.StatusUnauthorized, "caller_unknown")
+	}
+	s, _ := statusAt(t, g, "/status")
+	strangers, unknown := int64(0), int64(0)
+	for _, c := range s.Callers {
+		strangers += c.Requests.Others["caller_not_granted"]
+	}
+	for _, c := range s.Credentials[0].Shown {
+		unknown += c.Requests.Others["caller_unknown"]
+	}
+	if strangers != 3 || unknown != 3 {
+		t.Errorf("there are %d requests of a stranger and %d of nobody known, want 3 of each", strangers, unknown)
+	}
+}
+
+// The token that health checks carry is as important as any: without it, no request
+// is served.
+func TestStatusShowsTheTokenOfHealthChecks(t *testing.T) {
+	api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
+	endpoint.Set(func(e *egresstest.Tokens) {
+		e.Answer = func(w http.ResponseWriter, r *http.Request) {
+			if strings.Contains(r.FormValue("scope"), "vouchers") {
+				egresstest.Issue(`,"token_type":"bearer","expires_in":3600`)(w, r)
+				return
+			}
+			egresstest.Say(http.StatusUnauthorized, `{"error":"invalid_client"}`)(w, r)
+		}
+	})
+	admin, option := egresstest.NewAdmin(t)
+	global := strings.Replace(statusOption(api.URL, endpoint.URL, "probed"), "egress {", "egress {\n"+egresstest.Caller(t, "status-shop"), 1)
+	g := egresstest.StartGateway(t, "egress_status /status\negress probed {\ngrant status-shop {\nscopes vouchers\n}\n"+healthChecks+"}", egresstest.WithCallers(option+global))
+	egresstest.Eventually(t, "the failure on the page", func() bool {
+		s, _ := statusAt(t, g, "/status")
+		return s.Health == "failing" && s.Problems[0].Subject == "probed"
+	})
+	if state := admin.Status(t, "probed").State; state != "refused" {
+		t.Errorf("the state is %q", state)
+	}
+}
+
 // What is shown of files and errors is text, whatever it looks like.
 func TestStatusPageWithStorageOfAHostileName(t *testing.T) {
 	api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
