@@ -155,13 +155,16 @@ func (cs *callers) addRanges(c *caller) error {
 }
 
 // differs reports whether no request can prove both callers, or one of them has to
-// prove more and so comes first. What they share is not looked at.
+// prove all that the other has, and more, and so comes first. The name that both are
+// known by is not looked at.
 func (c *caller) differs(other *caller) bool {
-	if (c.users == nil) != (other.users == nil) || (c.clients == nil) != (other.clients == nil) {
+	more := c.users != nil && other.users == nil || c.clients != nil && other.clients == nil
+	less := c.users == nil && other.users != nil || c.clients == nil && other.clients != nil
+	if more != less {
 		return true
 	}
-	disjointUsers := c.users != nil && !slices.ContainsFunc(c.users, func(user string) bool { return slices.Contains(other.users, user) })
-	return disjointUsers || c.clients != nil && !c.clients.overlap(other.clients)
+	disjointUsers := c.users != nil && other.users != nil && !slices.ContainsFunc(c.users, func(user string) bool { return slices.Contains(other.users, user) })
+	return disjointUsers || c.clients != nil && other.clients != nil && !c.clients.overlap(other.clients)
 }
 
 // ipv6Length sets lengths of IPv6 prefixes apart from those of IPv4.

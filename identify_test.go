@@ -76,6 +76,9 @@ func TestCallersThatCannotBeToldApart(t *testing.T) {
 		"names with other users":      {Caller{ClientCert: []string{"a.internal"}, User: []string{"u"}}, Caller{ClientCert: []string{"a.internal"}, User: []string{"v"}}, ""},
 		"names with the same user":    {Caller{ClientCert: []string{"a.internal"}, User: []string{"u"}}, Caller{ClientCert: []string{"a.internal"}, User: []string{"v", "u"}}, "both are known by dns a.internal"},
 		"names and sockets":           {Caller{ClientCert: []string{"a.internal"}, Clients: []string{"unix"}}, Caller{ClientCert: []string{"a.internal"}, Clients: []string{"unix", "::1"}}, "both are known by dns a.internal"},
+		"each proves something else":  {Caller{ClientCert: []string{"a.internal"}, User: []string{"u"}}, Caller{ClientCert: []string{"a.internal"}, Clients: []string{"10.0.0.0/8"}}, "both are known by dns a.internal"},
+		"one proves all and more":     {Caller{ClientCert: []string{"a.internal"}, User: []string{"u"}, Clients: []string{"10.0.0.0/8"}}, Caller{ClientCert: []string{"a.internal"}, User: []string{"u"}}, ""},
+		"less, and from elsewhere":    {Caller{ClientCert: []string{"a.internal"}, User: []string{"u"}}, Caller{ClientCert: []string{"a.internal"}, Clients: []string{"unix"}}, "both are known by dns a.internal"},
 		"a name with and without one": {Caller{ClientCert: []string{"a.internal"}}, Caller{ClientCert: []string{"a.internal"}, User: []string{"u"}}, ""},
 	} {
 		_, err := newCallers(map[string]*Caller{"a": &test.a, "b": &test.b}, zap.NewNop())
