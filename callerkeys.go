@@ -291,13 +291,17 @@ func (ks *callerKeys) reread(key *callerKey) bool {
 	}
 	if key.failure != err.Error() {
 		key.failure = err.Error()
-		ks.log(key, zap.ErrorLevel, "the key of a caller cannot be read; the one before is still used", err)
+		message := "the key of a caller cannot be read; the one before is still used"
+		if key.proof == nil {
+			message = "the key of a caller cannot be read, and does not count"
+		}
+		ks.log(key, zap.ErrorLevel, message, err)
 	}
 	return false
 }
 
 // isGone reports whether a key has no value: its file is not there, or empty, or
-// holds nothing but space.
+// holds nothing but space. Some file systems say of every file that its size is 0.
 func (k *callerKey) isGone() bool {
 	path, ok := secretFile(k.value)
 	if !ok {
@@ -310,7 +314,7 @@ func (k *callerKey) isGone() bool {
 		return errors.Is(err, fs.ErrNotExist)
 	case info.Size() >= minKey, info.Size() > 0 && !info.Mode().IsRegular():
 		return false
-	case info.Size() == 0:
+	case !info.Mode().IsRegular():
 		return true
 	}
 	content, err := os.ReadFile(path)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -148,6 +149,41 @@ func TestKeyFileThatComesBack(t *testing.T) {
 	f.look(map[string]string{secondKey: "shop"})
 	f.write("agent", thirdKey)
 	f.look(map[string]string{secondKey: "shop", thirdKey: "agent"})
+}
+
+// What comes in place of a key that has ended, and cannot be one, is said to be so.
+func TestKeyThatEndedAndCannotBeRead(t *testing.T) {
+	f := newKeyFiles(t)
+	f.remove("shop")
+	f.keys.look(f.keys.keys)
+	f.look(map[string]string{thirdKey: "agent"})
+	f.logs.TakeAll()
+	f.write("shop", "short")
+	f.look(map[string]string{thirdKey: "agent"})
+	logged := f.logs.TakeAll()
+	if len(logged) != 1 || logged[0].Message != "the key of a caller cannot be read, and does not count" {
+		t.Errorf("logged %v", logged)
+	}
+}
+
+// Files of procfs, and of some network file systems, have the size 0 whatever they hold.
+func TestKeyInAFileWithoutASize(t *testing.T) {
+	const file = "/proc/sys/kernel/random/boot_id"
+	if runtime.GOOS != "linux" {
+		t.Skip("there is no procfs")
+	}
+	known, err := newCallers(map[string]*Caller{"shop": {Key: []string{"{file." + file + "}"}}}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := known.keys.keys[0]
+	for range 3 {
+		key.file = nil // as if it had changed
+		known.keys.look(known.keys.keys)
+		if key.proof == nil {
+			t.Fatal("the key is gone, and its file has not changed")
+		}
+	}
 }
 
 // Callers may exchange their keys.

@@ -2,9 +2,11 @@ package egress
 
 import (
 	"crypto/x509"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -105,6 +107,39 @@ func (cs *callers) ofCertificate(req *http.Request, repl *caddy.Replacer) *calle
 		}
 	}
 }
+
+// withoutKey says what keeps a request without a key from being a caller's.
+func (cs *callers) withoutKey(req *http.Request, repl *caddy.Replacer) string {
+	cert := verifiedCertificate(req)
+	switch {
+	case len(cs.byCert) == 0:
+		return "; it has no key"
+	case req.TLS == nil || len(req.TLS.PeerCertificates) == 0:
+		return "; it has no key and no client certificate"
+	case cert == nil:
+		return "; it has no key, and its client certificate is not verified or has expired"
+	}
+	var names []string
+	for n := 0; ; n++ {
+		name, ok := appendName(nil, cert, n)
+		if !ok {
+			break
+		}
+		for _, c := range cs.byCert[string(name)] {
+			return fmt.Sprintf("; it has the certificate of %s, but not the %s that %[1]s has to prove as well", c.name, c.lacks(req, repl))
+		}
+		if len(names) < mostNamesLogged {
+			names = append(names, strconv.Quote(string(name)))
+		}
+	}
+	if len(names) == 0 {
+		return "; it has no key, and its client certificate has no subject alternative name"
+	}
+	return "; it has no key, and no caller has a name of its client certificate: " + strings.Join(names, ", ")
+}
+
+// mostNamesLogged is how many names of a client certificate a log line has.
+const mostNamesLogged = 3
 
 // verifiedCertificate returns the certificate of a client, if the server has
 // verified it and it has not expired since: its connection may live longer.

@@ -261,7 +261,7 @@ func (cs *callers) unknown(req *http.Request, repl *caddy.Replacer, placeholders
 	r := *callerUnknown
 	c := cs.byKey(repl, placeholders, func(*caller) bool { return true })
 	if c == nil {
-		r.detail = "; it has no key"
+		r.detail = cs.withoutKey(req, repl)
 		for _, placeholder := range append([]string{authorizationPlaceholder}, placeholders...) {
 			if value, _ := repl.GetString(placeholder); value != "" {
 				r.detail = "; what it has in " + strings.TrimPrefix(placeholder, "http.request.header.") + " is not the key of a caller"

@@ -1,8 +1,11 @@
 package egress
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -87,6 +90,48 @@ func TestCallersThatCannotBeToldApart(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		case test.want != "" && (err == nil || !strings.HasPrefix(err.Error(), "caller b: cannot be distinguished from caller a: "+test.want)):
 			t.Errorf("%s: got %v, want %s", name, err, test.want)
+		}
+	}
+}
+
+// So it does of a certificate.
+func TestUnknownCertificateIsExplained(t *testing.T) {
+	known, err := newCallers(map[string]*Caller{
+		"shop":  {ClientCert: []string{"shop.internal"}, User: []string{"shop"}},
+		"agent": {Key: []string{"key-of-agent-0123456789"}},
+	}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := func(names ...string) *x509.Certificate {
+		return &x509.Certificate{DNSNames: names, NotAfter: time.Now().Add(time.Hour)}
+	}
+	for _, test := range []struct {
+		cert     *x509.Certificate
+		verified bool
+		want     string
+	}{
+		{nil, false, "; it has no key and no client certificate"},
+		{names("shop.internal"), false, "; it has no key, and its client certificate is not verified or has expired"},
+		{names(), true, "; it has no key, and its client certificate has no subject alternative name"},
+		{names("shop.internal"), true, "; it has the certificate of shop, but not the user that shop has to prove as well"},
+		{names("a", "b\n", "c", "d"), true, `; it has no key, and no caller has a name of its client certificate: "dns a", "dns b\n", "dns c"`},
+		{names("a", "b", "c", "shop.internal"), true, "; it has the certificate of shop, but not the user that shop has to prove as well"},
+	} {
+		req := benchRequest("")
+		req.TLS = &tls.ConnectionState{HandshakeComplete: true}
+		if test.cert != nil {
+			req.TLS.PeerCertificates = []*x509.Certificate{test.cert}
+		}
+		if test.verified {
+			req.TLS.VerifiedChains = [][]*x509.Certificate{req.TLS.PeerCertificates}
+		}
+		repl := req.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+		if c := known.identify(req, repl, nil); c != nil {
+			t.Errorf("%s: taken for %s", test.want, c.name)
+		}
+		if r := known.unknown(req, repl, nil); r.detail != test.want {
+			t.Errorf("got  %s\nwant %s", r.detail, test.want)
 		}
 	}
 }
