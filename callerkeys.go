@@ -289,13 +289,14 @@ func (ks *callerKeys) reread(key *callerKey) bool {
 		ks.log(key, zap.WarnLevel, "the key of a caller is gone, and no longer counts", nil)
 		return true
 	}
-	if key.failure != err.Error() {
-		key.failure = err.Error()
-		message := "the key of a caller cannot be read; the one before is still used"
-		if key.proof == nil {
-			message = "the key of a caller cannot be read, and does not count"
-		}
-		ks.log(key, zap.ErrorLevel, message, err)
+	if key.failure == err.Error() {
+		return false
+	}
+	key.failure = err.Error()
+	if key.proof == nil {
+		ks.log(key, zap.ErrorLevel, "the key of a caller cannot be read, and does not count", err)
+	} else {
+		ks.log(key, zap.ErrorLevel, "the key of a caller cannot be read; the one before is still used", err)
 	}
 	return false
 }
