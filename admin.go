@@ -63,8 +63,8 @@ type CredentialStatus struct {
 	Issued          time.Time        `json:"issued,omitzero"`
 	Expires         time.Time        `json:"expires,omitzero"`
 	TokenFrom       string           `json:"token_from,omitempty"`    // own or shared: who obtained it; absent without a token
-	SecretInUse     int              `json:"secret_in_use,omitempty"` // which value of the secret the token was obtained with, from 1; absent without a token, and as the next where the secret has one value
-	SecretValues    int              `json:"secret_values,omitempty"` // how many values the secret has in the config
+	SecretInUse     int              `json:"secret_in_use,omitempty"` // which value of the secret the token was obtained with, from 1, as they are now; 0: none of them, or there is no token
+	SecretValues    int              `json:"secret_values,omitempty"` // how many values the secret has in the config, if it has several
 	Rejected        bool             `json:"rejected,omitempty"`      // the API has answered 401 to the token, and no other could be had since
 	NextAttempt     time.Time        `json:"next_attempt,omitzero"`   // absent: when a request needs a token
 	LastError       *CredentialError `json:"last_error,omitempty"`    // absent if the last token request succeeded
@@ -94,8 +94,13 @@ type CredentialError struct {
 	Attempts int       `json:"attempts"`
 }
 
+// statusPatience bounds how long a status waits for the files of a secret.
+const statusPatience = 200 * time.Millisecond
+
 // status returns how the credential is doing.
 func (c *activeCredential) status() CredentialStatus {
+	reading, cancel := context.WithTimeout(context.Background(), statusPatience)
+	defer cancel()
 	grant := c.source.Provider().Grant()
 	status := c.source.Status()
 	answer := CredentialStatus{
@@ -107,7 +112,7 @@ func (c *activeCredential) status() CredentialStatus {
 		State:           string(status.Phase),
 		Issued:          status.Issued,
 		Expires:         status.Expires,
-		SecretInUse:     status.SecretInUse,
+		SecretInUse:     c.source.SecretInUse(reading),
 		SecretValues:    status.SecretValues,
 		Rejected:        status.Rejected,
 		NextAttempt:     status.Next,

@@ -120,8 +120,8 @@ func (g *guard) check(req *http.Request, repl *caddy.Replacer) (v visit, _ *refu
 	return v, g.checkOperation(req, repl, v)
 }
 
-// grant has the route serve nobody but those callers. What the route does not say
-// of clients and hosts, their proof takes the place of.
+// grant has the route serve nobody but those callers. Unless the route says from
+// where, it serves them from anywhere: their proof takes the place of an address.
 func (g *guard) grant(to map[*caller]*granted, options RouteOptions) {
 	g.granted = to
 	if options.Clients == nil {

@@ -9,15 +9,14 @@ import (
 	"github.com/caddy-egress/caddy-egress/tokensource"
 )
 
-// sweepEvery is how often it is looked for tokens of lapsed tenants that have
-// expired.
+// sweepEvery is how often expired tokens of lapsed tenants are removed.
 const sweepEvery = 30 * time.Second
 
 // lapsedTenants keep the tokens of tenants that are not live until they expire, so
-// that a tenant which returns costs no token request, nor does a reload. So they do
-// a token request under way, and a failure while it is remembered: where more tenants
-// are used at a time than can be live, each return would cost another. It outlives a
-// config.
+// that a tenant which returns costs no token request, nor does a reload. They also
+// keep a token request under way, and a failure while it is remembered: where more
+// tenants are used at a time than can be live, each return would cost another. They
+// outlive a config.
 type lapsedTenants struct {
 	mu    sync.Mutex
 	kept  map[string]lapsedTenant // by identity

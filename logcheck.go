@@ -71,11 +71,10 @@ func logsWithKeys(config []byte, headers []string) ([]string, error) {
 	if logs["default"] == nil {
 		found = append(found, "default shows "+strings.Join(headers, ", "))
 	}
+	ofRequests := func(logger string) bool { return strings.HasPrefix(logger, "http") }
 	for _, name := range slices.Sorted(maps.Keys(logs)) {
 		log := logs[name]
-		ofRequests := func(logger string) bool { return strings.HasPrefix(logger, "http") }
-		switch {
-		case log == nil, log.Writer.Output == "discard", len(log.Include) > 0 && !slices.ContainsFunc(log.Include, ofRequests):
+		if log == nil || log.Writer.Output == "discard" || len(log.Include) > 0 && !slices.ContainsFunc(log.Include, ofRequests) {
 			continue
 		}
 		shown := slices.DeleteFunc(slices.Clone(headers), func(header string) bool {

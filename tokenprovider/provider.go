@@ -101,6 +101,7 @@ type API struct {
 	// NeedsCertificate says that the client authenticates to the Endpoints by its
 	// certificate alone (RFC 8705).
 	NeedsCertificate bool
+
 	// UserAgent is sent where the client sent none. Empty: none is sent.
 	UserAgent string
 
@@ -117,9 +118,11 @@ type API struct {
 	// canonical form, and TokenPrefix what stands before the token there, with the
 	// space that follows it. Empty: Authorization, and "Bearer ".
 	TokenHeader, TokenPrefix string
+
 	// RejectedStatus are the statuses, beside 401, by which the API may say that
 	// it does not accept the token.
 	RejectedStatus []int
+
 	// CredentialPaths are the API's own credential endpoints, as path prefixes
 	// that end in a slash, in lower case: a client must not reach them. A lone
 	// slash stands for the root only. The function of that name makes them of

@@ -118,10 +118,14 @@ func (st *State) reschedule() {
 
 // refresh starts a token request if one is due in the background.
 func (s *Source) refresh() {
+	s.state.mu.Lock()
+	defer s.state.mu.Unlock()
+	s.startDue(time.Now())
+}
+
+// startDue is refresh with mu held.
+func (s *Source) startDue(now time.Time) {
 	st := s.state
-	now := time.Now()
-	st.mu.Lock()
-	defer st.mu.Unlock()
 	if st.request != nil || s != st.newest(nil) || Until(s.next(now), now) > 0 {
 		return // whatever changed meanwhile has scheduled s again
 	}

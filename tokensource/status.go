@@ -83,6 +83,29 @@ func (s *Source) Status() Status {
 	return status
 }
 
+// SecretInUse is that of Status, with the values of the secret as they are now: what
+// was the first one may be the second by now, or gone, which is 0. Where they cannot
+// be read until ctx ends, it is the number that the value had then.
+func (s *Source) SecretInUse(ctx context.Context) int {
+	number := s.Status().SecretInUse
+	if number == 0 {
+		return 0
+	}
+	values, _ := s.read(ctx)
+	if len(values) == 0 {
+		return number
+	}
+	st := s.state
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, value := range values {
+		if value.fingerprint == st.fingerprint {
+			return value.number
+		}
+	}
+	return 0
+}
+
 // Refresh makes a token request now, whatever failed before, and returns when
 // it has ended. It joins one that is under way. If that fails as well, the waits
 // start over; since when requests fail is not forgotten. Values of the secret are
@@ -146,8 +169,16 @@ func (s *Source) revoked(t *Token) {
 	if st.revoked = digest(t.Value); s.opts.Shared != nil {
 		st.untold = t
 	}
-	if st.current.CompareAndSwap(t, nil) {
-		st.reschedule()
+	if !st.current.CompareAndSwap(t, nil) {
+		return
+	}
+	now := time.Now()
+	if t.used.Swap(false) {
+		st.lastUse = now
+	}
+	st.reschedule()
+	if newest := st.newest(nil); newest != nil {
+		newest.startDue(now) // whoever asks for the status next is told of it
 	}
 }
 

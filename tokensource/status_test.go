@@ -353,3 +353,28 @@ func TestWithoutASecretNothingIsSent(t *testing.T) {
 		}
 	})
 }
+
+// Whoever looks right after a revocation sees that another token is on its way.
+func TestStatusAfterARevocation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := &revoker{issuer: &issuer{lifetime: time.Hour, latency: time.Second}}
+		s := newSource(t, nil, func(o *tokensource.Options) { o.Provider = i })
+		s.Start()
+		for range 2 { // at first, and late in the life of a token
+			if _, _, err := get(s); err != nil {
+				t.Fatal(err)
+			}
+			before := i.count()
+			if err := s.Revoke(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := s.Status(); got.Phase != tokensource.PhaseRefreshing {
+				t.Errorf("the phase is %s", got.Phase)
+			}
+			time.Sleep(30 * time.Minute)
+			if n := i.count() - before; n != 1 {
+				t.Errorf("%d token requests, want another", n)
+			}
+		}
+	})
+}

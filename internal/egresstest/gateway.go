@@ -181,7 +181,11 @@ func (g *Gateway) Log() string {
 func (g *Gateway) LogLines(message string) []map[string]any { return logLines(g.Log(), message) }
 
 func logLines(log, message string) (lines []map[string]any) {
+	plain, _, _ := strings.Cut(message, `"`)
 	for line := range strings.Lines(log) {
+		if !strings.Contains(line, `"msg":"`+plain) { // a log of traffic is long, and slow to decode
+			continue
+		}
 		var fields map[string]any
 		if json.Unmarshal([]byte(line), &fields) == nil && fields["msg"] == message {
 			lines = append(lines, fields)
