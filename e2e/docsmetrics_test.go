@@ -251,8 +251,9 @@ func jsonTags(t *testing.T, file, name string) (keys []string) {
 		}
 		for _, field := range spec.Type.(*ast.StructType).Fields.List {
 			if field.Tag != nil {
-				tag := regexp.MustCompile(`json:"(\w+)`).FindStringSubmatch(field.Tag.Value)
-				keys = append(keys, tag[1])
+				if tag := regexp.MustCompile(`json:"(\w+)`).FindStringSubmatch(field.Tag.Value); tag != nil {
+					keys = append(keys, tag[1])
+				}
 			}
 		}
 		return false
@@ -295,6 +296,26 @@ func TestDocsNameEveryKeyOfCommands(t *testing.T) {
 		classes = append(classes, strings.ReplaceAll(result, "_", " "))
 	}
 	checkNames(t, "the results of check", results, classes)
+}
+
+func TestDocsNameEveryKeyOfTheStatusPage(t *testing.T) {
+	const name, heading, source = "docs/guides/status-page.md", "## As JSON", "../statusreport.go"
+	checkNames(t, "the keys of the report", names(t, name, heading, 0), append(jsonTags(t, source, "statusReport"), "left_out"))
+	var said []string
+	for _, line := range section(t, name, heading) {
+		said = append(said, spans(line.text)...)
+	}
+	for _, part := range []string{"problemReport", "credentialGroup", "credentialReport", "callerReport", "requestCount"} {
+		keys := jsonTags(t, source, part)
+		if len(keys) < 2 {
+			t.Errorf("%s has the keys %q", part, keys)
+		}
+		for _, key := range keys {
+			if !slices.Contains(said, key) {
+				t.Errorf("%s does not name %s of %s", name, key, part)
+			}
+		}
+	}
 }
 
 func TestDocsNameEveryStateOfACredential(t *testing.T) {
