@@ -293,10 +293,13 @@ type others struct {
 // what is to be mended.
 func (o *others) add(d *caddyfile.Dispenser) error {
 	at := option.At(d)
+	near := option.DidYouMean(at.Val(), maps.Keys(o.table))
+	if where := belongs(at.Val()); where != "" {
+		return at.Errf("%s: %s %s%s", o.what, at.Val(), where, near)
+	}
 	segment := d.NextSegment()
 	o.starts = append(o.starts, at)
 	o.tokens = append(o.tokens, segment...)
-	near := option.DidYouMean(at.Val(), maps.Keys(o.table))
 	if near == "" || !isUnknownTo(o.parse(delegate(at, "", nil, segment, caddyfile.Token{Text: "}"})), at) {
 		return nil
 	}

@@ -57,6 +57,18 @@ func (g *Grant) Options() option.Table {
 	}
 }
 
+// belongs says where an option belongs that a route does not have. It is empty
+// unless that is in a grant or in a caller.
+func belongs(name string) string {
+	if new(Grant).Options()[name] != nil {
+		return "belongs in a grant"
+	}
+	if new(Caller).Options()[name] != nil {
+		return "belongs where the caller is defined, in the global option"
+	}
+	return ""
+}
+
 // validate returns an error that names the first option that is wrong.
 func (g *Grant) validate() error {
 	if len(g.Callers) == 0 {
@@ -126,10 +138,9 @@ func unmarshalGrant(d *caddyfile.Dispenser, grants *[]Grant) error {
 	grant := Grant{Callers: d.RemainingArgs()}
 	table := grant.Options()
 	unknown := option.Unknown(grant.String(), table)
-	ofCaller := new(Caller).Options()
 	lines, err := option.Block(d, table, func(d *caddyfile.Dispenser) error {
-		if _, ok := ofCaller[d.Val()]; ok {
-			return d.Errf("%s: %s belongs where the caller is defined, in the global option", &grant, d.Val())
+		if where := belongs(d.Val()); where != "" {
+			return d.Errf("%s: %s %s", &grant, d.Val(), where)
 		}
 		return unknown(d)
 	})

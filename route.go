@@ -170,15 +170,24 @@ func stringsOf(v *[]string) func(*caddyfile.Dispenser) error {
 	return func(d *caddyfile.Dispenser) error { return option.Strings(d, v) }
 }
 
-// ranges returns a reader of `clients <ranges...>` into v, in which
-// `private_ranges` stands for what Caddy means by it.
+// privateRanges stands for what Caddy means by it, in a Caddyfile.
+const privateRanges = "private_ranges"
+
+// ranges returns a reader of `clients <ranges...>` into v.
 func ranges(v *[]string) func(*caddyfile.Dispenser) error {
 	return func(d *caddyfile.Dispenser) error {
-		err := option.Strings(d, v)
-		if i := slices.Index(*v, "private_ranges"); i >= 0 {
+		if err := option.Strings(d, v); err != nil {
+			return err
+		}
+		if i := slices.Index(*v, privateRanges); i >= 0 {
 			*v = slices.Concat((*v)[:i], caddyhttp.PrivateRangesCIDR(), (*v)[i+1:])
 		}
-		return err
+		for _, value := range *v {
+			if strings.HasPrefix(value, "private") {
+				return d.Errf("clients: %q is not an address or range; did you mean %s?", value, privateRanges)
+			}
+		}
+		return nil
 	}
 }
 
@@ -286,7 +295,11 @@ func (o Operation) validate() error {
 	}
 	for _, path := range o.Paths {
 		if !strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "*") {
-			return option.Errorf("allow", "path %q does not begin with a slash", path)
+			hint := ""
+			if len(o.Methods) > 0 && path != "" && strings.Trim(path, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") == "" {
+				hint = "; several methods are given as " + strings.Join(o.Methods, ",") + "," + path
+			}
+			return option.Errorf("allow", "path %q does not begin with a slash%s", path, hint)
 		}
 		if strings.Contains(path, "%") { // what is matched is decoded
 			return option.Errorf("allow", "path %q holds an escape; give it as it is decoded", path)
