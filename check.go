@@ -75,13 +75,23 @@ func check(ctx context.Context, config []byte, names, tenants []string) ([]check
 	if len(tenants) > 0 && !slices.ContainsFunc(credentials, func(c foundCredential) bool { return c.hasTenants() }) {
 		return nil, fmt.Errorf("--tenant: no credential of the config has %s in it", option.Tenant)
 	}
-	for _, name := range names {
-		if !slices.ContainsFunc(credentials, func(c foundCredential) bool { return c.name == name }) {
-			return nil, fmt.Errorf("the config has no credential %q", name)
-		}
-	}
 	if len(credentials) == 0 {
 		return nil, errors.New("the config has no credential")
+	}
+	var known []string
+	for _, c := range credentials {
+		if c.name != "" && !slices.Contains(known, c.name) {
+			known = append(known, c.name)
+		}
+	}
+	for _, name := range names {
+		switch {
+		case slices.Contains(known, name):
+		case known == nil:
+			return nil, fmt.Errorf("the config has no credential %q, and none with a name: leave it out to check all", name)
+		default:
+			return nil, fmt.Errorf("the config has no credential %q; %s", name, thereAre(name, known))
+		}
 	}
 	var results []checkResult
 	clients := make(checkedClients)

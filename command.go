@@ -50,9 +50,9 @@ No command shows a secret or a token of a config. key makes a new key.`,
 			}
 			cmd.AddCommand(accessCommand(), checkCommand(), keyCommand(), statusCommand())
 			cmd.AddCommand(
-				actionCommand("refresh", "Replaces the token of a credential now"),
-				actionCommand("revoke", "Revokes the token of a credential; another is obtained at once"),
-				actionCommand("introspect", "Asks the authorization server about the token of a credential"),
+				actionCommand("refresh", "Replaces the token of a credential now", refreshHelp),
+				actionCommand("revoke", "Revokes the token of a credential; another is obtained at once", revokeHelp),
+				actionCommand("introspect", "Asks the authorization server about the token of a credential", introspectHelp),
 			)
 		},
 	})
@@ -205,6 +205,7 @@ func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status [<credential>]",
 		Short: "Reports how the tokens of a running Caddy are doing",
+		Long:  statusHelp,
 		Args:  cobra.MaximumNArgs(1),
 	}
 	var flags adminFlags
@@ -319,10 +320,11 @@ func (c CredentialStatus) details(now time.Time) string {
 }
 
 // actionCommand is a command that has a running Caddy act on a credential.
-func actionCommand(name, short string) *cobra.Command {
+func actionCommand(name, short, long string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   name + " <credential>",
 		Short: short,
+		Long:  long,
 		Args:  cobra.MaximumNArgs(1),
 	}
 	var flags adminFlags

@@ -212,12 +212,17 @@ var (
 
 // unknownCaller says what there is instead of the caller name.
 func unknownCaller(name string, known []string) error {
+	return fmt.Errorf("%q is not a caller; %s", name, thereAre(name, known))
+}
+
+// thereAre lists the known names, for an error about name.
+func thereAre(name string, known []string) string {
 	const most = 20
 	listed := strings.Join(known[:min(len(known), most)], ", ")
 	if more := len(known) - most; more > 0 {
 		listed += fmt.Sprintf(" and %d more", more)
 	}
-	return fmt.Errorf("%q is not a caller; there are %s%s", name, listed, option.DidYouMean(name, slices.Values(known)))
+	return "there are " + listed + option.DidYouMean(name, slices.Values(known))
 }
 
 // checkCallers returns an error unless all names of a grant are those of callers.

@@ -132,7 +132,9 @@ no-secret: loading module 'voucherify': provision egress.providers.voucherify: a
 		"all good":             {c.good, nil, 0, "vouchers voucherify <voucherify>/v1/oauth/token ok", ""},
 		"one of them":          {c.all, []string{"tours"}, 0, "tours understory", ""},
 		"two of them":          {c.all, []string{"tours", "down"}, 1, "down: requesting a token", "at least one"},
-		"unknown name":         {c.all, []string{"tours", "nobody"}, 1, "", `the config has no credential "nobody"`},
+		"unknown name":         {c.all, []string{"tours", "nobody"}, 1, "", `the config has no credential "nobody"; there are bad-scope, bad-secret, down, no-secret, tours, vouchers`},
+		"misspelt name":        {c.all, []string{"voucher"}, 1, "", "did you mean vouchers?"},
+		"name without any":     {":8080 {\negress voucherify {\napp_id id\napp_token {env.EGRESS_TEST_SECRET}\nscopes api\n}\n}\n", []string{"nobody"}, 1, "", `the config has no credential "nobody", and none with a name`},
 		"config without any":   {":8080 {\nrespond 204\n}\n", nil, 1, "", "the config has no credential"},
 		"config that is wrong": {":8080 {\negress nobody\n}\n", nil, 1, "", `"nobody" is neither a provider`},
 	} {

@@ -242,16 +242,26 @@ func TestUnknownCommand(t *testing.T) {
 	}
 }
 
+// The help of status explains each state that a credential can be in.
+func TestHelpExplainsStates(t *testing.T) {
+	help := runCaddy(t, "egress", "status", "--help").stdout
+	for _, state := range constants(t, "../tokensource", func(name string) bool { return strings.HasPrefix(name, "Phase") }) {
+		if !regexp.MustCompile(`(?m)^\s+` + state + `\s+\S`).MatchString(help) {
+			t.Errorf("no line is about %s in\n%s", state, help)
+		}
+	}
+}
+
 func TestHelpOfCommands(t *testing.T) {
 	for command, says := range map[string][]string{
 		"":           {"access", "check", "key", "status", "refresh", "revoke", "introspect", "No command shows a secret or a token"},
 		"access":     {"--config", "--adapter", "--json", "(anybody)", "no secret is read"},
 		"key":        {"caller", "X-Api-Key", "umask 077"},
 		"check":      {"--config", "--adapter", "--json", "Exits with status 1"},
-		"status":     {"--address", "--config", "--json", "how the tokens of a running Caddy are doing"},
-		"refresh":    {"--address", "Replaces the token"},
-		"revoke":     {"--address", "Revokes the token"},
-		"introspect": {"--address", "Asks the authorization server"},
+		"status":     {"--address", "--config", "--json", "how the tokens of a running Caddy are doing", "Exits with status 1"},
+		"refresh":    {"--address", "Replaces the token", "Exits with status 1"},
+		"revoke":     {"--address", "Revokes the token", "Exits with status 1"},
+		"introspect": {"--address", "Asks the authorization server", "Exits with status 1"},
 	} {
 		t.Run(command, func(t *testing.T) {
 			got := runCaddy(t, append([]string{"egress"}, append(strings.Fields(command), "--help")...)...)
