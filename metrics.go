@@ -114,20 +114,31 @@ func registerMetrics(registry *prometheus.Registry) error {
 // which are configured and not used cost nothing. Those that alerts need from
 // zero on appear earlier: a first failure has to show as an increase.
 type credentialMetrics struct {
+	*requestCounters
 	labels    []string // values of credentialLabels
-	requests  [outcomeCount]atomic.Pointer[prometheus.Counter]
 	remaining atomic.Pointer[prometheus.Gauge]
 	ofTenants bool                     // gauges would be those of one tenant or another: there are none
-	used      atomic.Bool              // there was a request
 	refusals  [outcomeCount]logLimiter // log lines about those of clients that are not known
-	callers   sync.Map                 // from the name of a caller to its *callerMetrics
 
 	mu   sync.Mutex // held while a gauge is created
 	gone bool       // the credential is no longer configured
 }
 
+// requestCounters are the counters of requests with one credential. They last as long
+// as the process, as their series do: the status page reads them, and a credential that
+// is removed may come back.
+type requestCounters struct {
+	used     atomic.Bool // there was a request
+	requests [outcomeCount]atomic.Pointer[prometheus.Counter]
+	callers  sync.Map // from the name of a caller to its *callerMetrics
+}
+
+// allRequestCounters are those of each credential and provider.
+var allRequestCounters sync.Map
+
 func newCredentialMetrics(credential, provider string, ofTenants bool) *credentialMetrics {
-	m := &credentialMetrics{labels: []string{credential, provider}, ofTenants: ofTenants}
+	counters, _ := allRequestCounters.LoadOrStore([2]string{credential, provider}, new(requestCounters))
+	m := &credentialMetrics{requestCounters: counters.(*requestCounters), labels: []string{credential, provider}, ofTenants: ofTenants}
 	for _, class := range []tokenprovider.Class{tokenprovider.Transient, tokenprovider.Refused} {
 		m.tokenRequests(triggerRefresh, string(class))
 	}

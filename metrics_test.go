@@ -95,3 +95,29 @@ func TestLogLimiterWhenTheClockIsSetBack(t *testing.T) {
 		t.Errorf("the next second: %v, %d left out, want one", ok, leftOut)
 	}
 }
+
+// What the status page shows of a credential goes on where it was, if a config removes
+// it and another brings it back: so do its series.
+func TestRequestsOfACredentialThatReturns(t *testing.T) {
+	count := func(m *credentialMetrics) int64 {
+		var c requestCount
+		c.read(&m.requests)
+		return c.Total
+	}
+	before := newCredentialMetrics(t.Name(), "oauth2", false)
+	start := count(before)
+	for range 5 {
+		before.request(outcomeForwarded, 0)
+	}
+	if err := before.Destruct(); err != nil {
+		t.Fatal(err)
+	}
+	after := newCredentialMetrics(t.Name(), "oauth2", false)
+	if got := count(after) - start; got != 5 {
+		t.Errorf("%d requests at first, want 5", got)
+	}
+	after.request(outcomeForwarded, 0)
+	if got := count(after) - start; got != 6 {
+		t.Errorf("%d requests after another, want 6", got)
+	}
+}
