@@ -122,6 +122,7 @@ func TestLoopOnARouteWithGrants(t *testing.T) {
 		if err := g.Load("log\negress plain {\n" + options + "\n}"); err != nil {
 			t.Fatal(err)
 		}
+		g.AwaitReload()
 		var resp *http.Response
 		var body string
 		egresstest.Eventually(t, "a connection", func() bool {

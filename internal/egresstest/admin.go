@@ -11,8 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/caddyserver/caddy/v2"
-
 	egress "github.com/caddy-egress/caddy-egress"
 )
 
@@ -30,9 +28,7 @@ func NewAdmin(t *testing.T) (admin Admin, option string) {
 // Ask sends a request to the admin API. What comes back is searched for leaks.
 func (a Admin) Ask(t *testing.T, method, path string) (*http.Response, string) {
 	t.Helper()
-	Eventually(t, "the end of the admin API of before a reload", func() bool { // it would reset connections
-		return caddy.ListenerUsage("tcp", string(a)) <= 1
-	})
+	AwaitReload(t, string(a)) // the old admin API would reset connections
 	resp, body, err := a.Try(method, path)
 	if err != nil {
 		t.Fatal(err)

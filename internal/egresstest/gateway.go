@@ -233,15 +233,26 @@ func (g *Gateway) Try(req *http.Request) (*http.Response, string, error) {
 	return resp, string(body), err
 }
 
+// AwaitReload waits until a reload, which has just returned, has reached addr: until
+// then the old server may take a new connection as well.
+func AwaitReload(t testing.TB, addr string) {
+	t.Helper()
+	Eventually(t, "the end of the old listener", func() bool { return caddy.ListenerUsage("tcp", addr) <= 1 })
+}
+
+// AwaitReload has the requests that follow answered by the new config: the old server
+// still answers on connections that were kept, too. It resets those that it took last.
+func (g *Gateway) AwaitReload() {
+	g.t.Helper()
+	AwaitReload(g.t, g.Addr)
+	g.Client.CloseIdleConnections()
+}
+
 // GetAfterReload is [Gateway.Get] where a reload has just returned, and is
-// answered by the new config: the old server shuts down in the background, still
-// answers on connections that were kept, and resets those that it took last.
+// answered by the new config; see [Gateway.AwaitReload].
 func (g *Gateway) GetAfterReload(path string) (resp *http.Response, body string) {
 	g.t.Helper()
-	Eventually(g.t, "the end of the old listener", func() bool {
-		return caddy.ListenerUsage("tcp", g.Addr) <= 1
-	})
-	g.Client.CloseIdleConnections()
+	g.AwaitReload()
 	Eventually(g.t, "a connection", func() bool {
 		var err error
 		resp, body, err = g.Try(g.Request(http.MethodGet, path, nil))
