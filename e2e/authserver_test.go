@@ -119,8 +119,9 @@ type authServerGateway struct {
 	admin egresstest.Admin
 }
 
-// startGateway starts a gateway that takes its tokens from s.
-func (s *authServer) startGateway() *authServerGateway {
+// startGateway starts a gateway that takes its tokens from s, which has so long to
+// answer it.
+func (s *authServer) startGateway(timeout time.Duration) *authServerGateway {
 	s.t.Helper()
 	admin, option := egresstest.NewAdmin(s.t)
 	g := &authServerGateway{t: s.t, api: egresstest.NewRecorder(s.t), admin: admin}
@@ -132,9 +133,9 @@ func (s *authServer) startGateway() *authServerGateway {
 			client_id gateway
 			client_secret {env.%[3]s}
 			scopes orders.read
-			token_timeout 1s
+			token_timeout %[4]s
 		}
-	}`, g.api.URL, "http://"+s.address, egresstest.SecretVariable)))
+	}`, g.api.URL, "http://"+s.address, egresstest.SecretVariable, timeout)))
 	g.waitForAPI()
 	return g
 }
@@ -187,7 +188,7 @@ func checkServed(t *testing.T, samples []sample, until, back time.Time) {
 
 func TestAuthorizationServer(t *testing.T) {
 	s := startAuthServer(t, time.Minute)
-	g := s.startGateway()
+	g := s.startGateway(10 * time.Second)
 
 	resp, body := g.admin.Ask(t, http.MethodPost, "/egress/tokens/real/introspect")
 	if resp.StatusCode != http.StatusOK || !strings.Contains(body, `"active":true`) || !strings.Contains(body, `"scope":"orders.read"`) {
@@ -211,7 +212,7 @@ func TestAuthorizationServer(t *testing.T) {
 // Nobody notices that the authorization server is gone as long as a token lives.
 func TestAuthorizationServerFailsWhileATokenLives(t *testing.T) {
 	s := startAuthServer(t, time.Minute)
-	g := s.startGateway()
+	g := s.startGateway(time.Second)
 	f := startTraffic(t, g.Gateway)
 	for range 3 {
 		s.kill()
@@ -250,7 +251,7 @@ func TestAuthorizationServerFailsForLongerThanATokenLives(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := startAuthServer(t, 2*time.Second)
-			g := s.startGateway()
+			g := s.startGateway(time.Second)
 			f := startTraffic(t, g.Gateway)
 			c.fail(s)
 			expires := g.admin.Status(t, "real").Expires

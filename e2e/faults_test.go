@@ -266,7 +266,7 @@ func TestAPIFaults(t *testing.T) {
 		{"breaks off", egresstest.Hijack("", true), []int{502, 502, 502}, 1},
 		{"slow", func(w http.ResponseWriter, r *http.Request) {
 			select {
-			case <-time.After(time.Second): // longer than token_timeout
+			case <-time.After(2500 * time.Millisecond): // longer than token_timeout
 			case <-r.Context().Done():
 			}
 		}, []int{200, 200}, 1},
@@ -291,7 +291,7 @@ func TestAPIFaults(t *testing.T) {
 			if c.answer == nil {
 				api.Close()
 			}
-			g := egresstest.StartGateway(t, "log\n handle /faulty* {\n"+egresstest.Egress(api.URL, faulty.URL, "token_timeout 900ms\n verbose_logs")+
+			g := egresstest.StartGateway(t, "log\n handle /faulty* {\n"+egresstest.Egress(api.URL, faulty.URL, "token_timeout 2s\n verbose_logs")+
 				"\n}\n handle {\n"+egresstest.Egress(api.URL, other.URL, "")+"\n}")
 			for n, want := range c.status {
 				resp, body := g.Get("/faulty")

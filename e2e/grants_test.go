@@ -276,7 +276,7 @@ func TestCallersBehindOneAddress(t *testing.T) {
 		end := s.load(16, always(http.MethodGet, "/v1/forbidden")(s))
 		before := s.endpoint.Count()
 		s.serve(60)
-		s.api.oldest.Store(int64(s.endpoint.Count() + 1)) // the token is revoked
+		s.api.revoke()
 		s.serve(60)
 		end()
 		if caused := s.endpoint.Count() - before; caused > 6 {
@@ -302,9 +302,10 @@ func TestCallersBehindOneAddress(t *testing.T) {
 		}
 		defer wg.Wait()
 		defer leave()
+		s.serve(1) // with a token that can be revoked
 		// the body is kept, and sent again with the next token
 		for range 3 {
-			s.api.oldest.Store(int64(s.endpoint.Count() + 1))
+			s.api.revoke()
 			s.serve(6)
 		}
 	})
