@@ -4,15 +4,21 @@ import (
 	"encoding/binary"
 	"maps"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/caddy-egress/caddy-egress/internal/egresstest"
 )
 
 // opened are the files and folders that are opened below some folders, by whoever it is.
 type opened struct {
+	t        testing.TB
+	sentinel string // a file that is watched, too
+
 	mu    sync.Mutex
 	names map[string]int
 }
@@ -33,7 +39,15 @@ func watchOpens(t testing.TB, folders ...string) *opened {
 		}
 		watched[int32(wd)] = folder
 	}
-	o := &opened{names: make(map[string]int)}
+	o := &opened{t: t, names: make(map[string]int), sentinel: filepath.Join(t.TempDir(), "sentinel")}
+	if err := os.WriteFile(o.sentinel, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wd, err := unix.InotifyAddWatch(fd, o.sentinel, unix.IN_OPEN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	watched[int32(wd)] = o.sentinel
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -69,8 +83,26 @@ func (o *opened) note(watched map[int32]string, events []byte) {
 	}
 }
 
-// all returns what was opened, and how often.
+// all returns what was opened, and how often. Events come in order: that of the
+// sentinel, which is opened now, is the last.
 func (o *opened) all() map[string]int {
+	o.t.Helper()
+	before := o.copied()[o.sentinel]
+	file, err := os.Open(o.sentinel)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	file.Close()
+	var names map[string]int
+	egresstest.Eventually(o.t, "all that was opened", func() bool {
+		names = o.copied()
+		return names[o.sentinel] > before
+	})
+	delete(names, o.sentinel)
+	return names
+}
+
+func (o *opened) copied() map[string]int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return maps.Clone(o.names)
