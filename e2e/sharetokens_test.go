@@ -117,6 +117,8 @@ func TestRunsShareAToken(t *testing.T) {
 	egresstest.Eventually(t, "the token in the storage", s.holdsAToken)
 	for range 3 {
 		s.restart()
+		// the storage has less time where a client waits
+		egresstest.Eventually(t, "the token from the storage", func() bool { return s.admin.Status(t, "shared").TokenFrom == "shared" })
 		s.get()
 	}
 	if n := s.endpoint.Count(); n != 1 {

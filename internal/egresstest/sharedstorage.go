@@ -29,10 +29,13 @@ type SharedStorage struct {
 
 // StorageDir returns a folder for a storage of files. Unlike that of t.TempDir, it may
 // be written to for a moment after the gateway has stopped: a token is used before it
-// is stored.
+// is stored. It is in memory where that is possible: a disk may be slow at times.
 func StorageDir(t testing.TB) string {
 	t.Helper()
-	parent, err := os.MkdirTemp("", "egress") // tests rename what is in it
+	parent, err := os.MkdirTemp("/dev/shm", "egress") // tests rename what is in it
+	if err != nil {
+		parent, err = os.MkdirTemp("", "egress")
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,16 +47,11 @@ func StorageDir(t testing.TB) string {
 	return dir
 }
 
-// NewSharedFiles returns a storage of files, a [FaultyStorage] that works at first. It
-// is in memory where that is possible: a disk may be slow at times, and a test that
-// means it to be can say so.
+// NewSharedFiles returns a storage of files in a [StorageDir], a [FaultyStorage] that
+// works at first. A test that means it to be slow can say so.
 func NewSharedFiles(t testing.TB) *SharedStorage {
 	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "egress")
-	if err != nil {
-		dir = t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := StorageDir(t)
 	root, control := filepath.Join(dir, "root"), filepath.Join(dir, "fault")
 	if err := os.Mkdir(root, 0o700); err != nil {
 		t.Fatal(err)
