@@ -146,7 +146,7 @@ func TestFleetDistrustsEntries(t *testing.T) {
 			traffics = append(traffics, egresstest.StartTraffic(t, 4*fleetTraffic, "/"+name+"/v1/x", f.gateways...))
 		}
 
-		f.spoilEntries(names)
+		f.spoilEntries(names, f.gateways...)
 		f.pass(time.Duration(inForm(1, 2)) * lifetime)
 		for _, traffic := range traffics {
 			f.checkTraffic(traffic.Stop())
@@ -178,10 +178,17 @@ func TestFleetDistrustsEntries(t *testing.T) {
 	})
 }
 
-// spoilEntries puts bad entries in the place of good ones.
-func (f *fleet) spoilEntries(names []string) {
+// spoilEntries puts bad entries in the place of good ones. Those of gateways that run
+// are spoilt between refreshes: in the middle of one, the good entry may have been read.
+func (f *fleet) spoilEntries(names []string, running ...*egresstest.Process) {
 	f.t.Helper()
 	for _, name := range names {
+		for _, g := range running {
+			egresstest.Eventually(f.t, "the time between refreshes of "+name, func() bool {
+				status := g.Status(name)
+				return status.State == "fresh" && time.Until(status.NextAttempt) > time.Second && f.storedToken(name) == f.lastToken(name)
+			})
+		}
 		f.storeEntry(name, badEntries[name].make(f, name, f.loadEntry(name)))
 	}
 }
@@ -205,7 +212,7 @@ func (f *fleet) checkEntries(names []string, most int) {
 	}
 	for _, name := range names {
 		if !badEntries[name].silent && warned[name] < most {
-			f.t.Errorf("%s was warned of %d times, want %d at least", name, warned[name], most)
+			f.late("%s was warned of %d times, want %d at least", name, warned[name], most)
 		}
 		egresstest.Eventually(f.t, "the last token of "+name+" in its entry", func() bool {
 			stored := f.storedToken(name)
