@@ -13,6 +13,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -337,6 +338,16 @@ func TestClientAuthenticationFails(t *testing.T) {
 	checkRefused(t, g, "certificate", "token endpoint answered 401 Unauthorized (invalid_client)", "check that the certificate of token_cert is the one that is registered")
 }
 
+// warm has an authorization server, which has just started, refuse a token request.
+func warm(t *testing.T, s *authServer) {
+	t.Helper()
+	resp, err := http.PostForm("http://"+s.address+"/token", url.Values{"grant_type": {"client_credentials"}, "client_id": {"key"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+}
+
 // A clock that is off is found by the Date of the server's answer.
 func TestClockIsOff(t *testing.T) {
 	key := newKeyOf(t, "EdDSA")
@@ -345,6 +356,7 @@ func TestClockIsOff(t *testing.T) {
 		t.Run(direction, func(t *testing.T) {
 			want := regexp.MustCompile(`\(invalid_client\): the clock of this machine is (1m59s|2m0s|2m1s) ` + direction + ` that of the server$`)
 			s := startAuthServerWith(t, authConfig{Clock: clock, Clients: []authClient{signing("key", map[string]crypto.Signer{"one": key})}})
+			warm(t, s) // the Date of an answer that takes a second says a second less
 			c := s.credentials("http")
 			c.add("key", "auth_method private_key_jwt\nprivate_key {file."+file+"}")
 			g, admin := c.start()
@@ -356,6 +368,7 @@ func TestClockIsOff(t *testing.T) {
 				s.kill()
 				s.configure(authConfig{Clock: clock, Clients: []authClient{signing("key", map[string]crypto.Signer{"one": newKeyOf(t, "EdDSA")})}})
 				s.start()
+				warm(t, s)
 				if resp, body := admin.Ask(t, http.MethodPost, "/egress/tokens/key/refresh"); resp.StatusCode != http.StatusBadGateway {
 					t.Errorf("a refresh with a key that the server does not know answered %d %s", resp.StatusCode, body)
 				}

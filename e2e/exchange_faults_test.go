@@ -152,7 +152,7 @@ func TestPathToTheTokenEndpointThatDiesSilently(t *testing.T) {
 				wg.Go(func() {
 					tick := time.NewTicker(20 * time.Millisecond)
 					defer tick.Stop()
-					for served[n] == 0 && time.Since(loaded) < 20*time.Second {
+					for served[n] == 0 && time.Since(loaded) < time.Minute {
 						<-tick.C
 						resp, body, err := g.Try(g.Request(http.MethodGet, fmt.Sprintf("/c%d/x", n), nil))
 						switch {

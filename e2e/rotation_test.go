@@ -281,7 +281,8 @@ func TestRotationHalfWrittenFile(t *testing.T) {
 	r.end()
 }
 
-// TestRotationOfOneFile: the token in use lives on while the file is wrong.
+// TestRotationOfOneFile: the token in use lives on while the file is wrong. It lives
+// for a third of its lifetime after the refresh that fails.
 func TestRotationOfOneFile(t *testing.T) {
 	for name, c := range map[string]struct {
 		provider string
@@ -295,7 +296,7 @@ func TestRotationOfOneFile(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			files := map[string]string{"id-old": "gateway", "secret": oldSecret}
-			r := startRotation(t, c.provider, 6*time.Second, files, []string{"id-old"}, []string{"secret"})
+			r := startRotation(t, c.provider, 9*time.Second, files, []string{"id-old"}, []string{"secret"})
 			c.before(r)
 			r.truncate("secret", c.wrong)
 			egresstest.Eventually(t, "a refresh that fails", func() bool {

@@ -61,7 +61,7 @@ func (s *tenantStage) listed() int {
 func TestTenantReturnsAfterItsToken(t *testing.T) {
 	names := tenantNames(4)
 	s := newTenantStage(t, "oauth2", names...)
-	s.Lifetime = 1
+	s.Lifetime = 3 // a token of one second may have expired when it arrives
 	s.credential = s.Credential("tenants", "oauth2", "max_tenants 1")
 	s.start()
 	for _, name := range names {
@@ -253,8 +253,8 @@ func TestTenantOffboarded(t *testing.T) {
 	s := newTenantStage(t, "oauth2", "acme", "globex")
 	s.Lifetime = 3
 	s.start()
+	expires := time.Now().Add(3 * time.Second) // or later
 	s.serves("acme", 1)
-	expires := time.Now().Add(3 * time.Second)
 	s.Remove("acme")
 	tokens := s.Count("acme")
 	var last *http.Response
@@ -287,7 +287,7 @@ func TestTenantOffboarded(t *testing.T) {
 // and then is unknown. Its token cannot be revoked any more.
 func TestTenantOffboardedAtTheAPI(t *testing.T) {
 	s := newTenantStage(t, "oauth2", "acme", "globex")
-	s.Lifetime = 3
+	s.Lifetime = 6 // in which it is used, revoked, and ended
 	s.start()
 	s.serves("acme", 1)
 	s.Remove("acme")

@@ -94,6 +94,7 @@ func TestStalledUploadsEnd(t *testing.T) {
 	endpoint := egresstest.NewTokens(t)
 	api := newStalling(t, http.NotFoundHandler())
 	g := egresstest.StartGateway(t, egresstest.Egress(api.URL, endpoint.URL, ""), egresstest.WithServer("timeouts {\n read_body 500ms\n}"))
+	g.Get("/v1/warm-up") // else an upload may end while it waits for a token
 	api.stall(t, g, "127.0.0.2", 3, 10)
 	egresstest.Eventually(t, "the uploads to end", func() bool { return api.ended.Load() == 3 })
 }
