@@ -501,18 +501,19 @@ func TestOutboundProxy(t *testing.T) {
 	}
 	endpoint, api := egresstest.NewTokens(t), egresstest.NewRecorder(t)
 	login := serve(endpoint, "login.example.com")
-	proxy := &forwardProxy{hosts: map[string]string{"login.example.com:443": login, "api.example.com:443": serve(api, "api.example.com")}, seen: make(map[string]bool)}
-	proxyServer := httptest.NewServer(proxy)
-	t.Cleanup(proxyServer.Close)
+	hosts := map[string]string{"login.example.com:443": login, "api.example.com:443": serve(api, "api.example.com")}
 	for name, test := range map[string]struct {
-		tokenURL, transport, environment string
+		tokenURL, transport, environment string // {proxy} is its URL
 		want                             string
 	}{
-		"HTTPS_PROXY":   {"https://login.example.com/oauth2/token", "", "HTTPS_PROXY=" + proxyServer.URL, "map[CONNECT api.example.com:443:true CONNECT login.example.com:443:true]"},
-		"network_proxy": {"https://" + login + "/oauth2/token", "network_proxy url " + proxyServer.URL, "HTTPS_PROXY=", "map[CONNECT api.example.com:443:true]"},
+		"HTTPS_PROXY":   {"https://login.example.com/oauth2/token", "", "HTTPS_PROXY={proxy}", "map[CONNECT api.example.com:443:true CONNECT login.example.com:443:true]"},
+		"network_proxy": {"https://" + login + "/oauth2/token", "network_proxy url {proxy}", "HTTPS_PROXY=", "map[CONNECT api.example.com:443:true]"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			clear(proxy.seen)
+			proxy := &forwardProxy{hosts: hosts, seen: make(map[string]bool)} // its own: another's requests may end late
+			proxyServer := httptest.NewServer(proxy)
+			t.Cleanup(proxyServer.Close)
+			at := strings.NewReplacer("{proxy}", proxyServer.URL)
 			addr := egresstest.FreeAddr(t)
 			d := &deployment{t: t, dir: t.TempDir()}
 			d.caddyfile = filepath.Join(d.dir, "Caddyfile")
@@ -531,8 +532,8 @@ func TestOutboundProxy(t *testing.T) {
 						%s
 					}
 				}
-			}`, addr, test.tokenURL, authority.File, egresstest.SecretVariable, authority.File, test.transport))
-			d.start([]string{test.environment, "NO_PROXY=", "https_proxy=", "no_proxy="})
+			}`, addr, test.tokenURL, authority.File, egresstest.SecretVariable, authority.File, at.Replace(test.transport)))
+			d.start([]string{at.Replace(test.environment), "NO_PROXY=", "https_proxy=", "no_proxy="})
 			d.waitFor("http://" + addr + "/v1/orders")
 			proxy.mu.Lock()
 			defer proxy.mu.Unlock()
