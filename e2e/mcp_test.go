@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -47,6 +48,9 @@ func TestMCPClient(t *testing.T) {
 
 	egresstest.CheckLines(t, "the calls", server.calls(t, g.URL+"/mcp", "KEY="+agentKey), mcpCalls)
 
+	egresstest.Eventually(t, "the end of the session at the server", func() bool { // which prints it after it has answered
+		return slices.ContainsFunc(server.requests(t), func(r mcpRequest) bool { return r.Method == http.MethodDelete })
+	})
 	var methods = make(map[string]int)
 	rejected := 0
 	for _, got := range server.requests(t) {
@@ -237,6 +241,9 @@ func (s *mcpServer) requests(t *testing.T) (requests []mcpRequest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for line := range strings.Lines(s.log.String()) {
+		if !strings.HasSuffix(line, "\n") {
+			break // the rest of it is still to come
+		}
 		var got mcpRequest
 		if err := json.Unmarshal([]byte(line), &got); err != nil {
 			t.Fatalf("the MCP server printed %q: %v", line, err)
