@@ -285,8 +285,10 @@ func TestStatusPageOfEachState(t *testing.T) {
 
 	endpoint.SetAnswer(egresstest.Say(http.StatusServiceUnavailable, `{"error":"temporarily_unavailable","error_description":"`+egresstest.Marker+`"}`))
 	admin.Ask(t, http.MethodPost, "/egress/tokens/kind/refresh")
-	in("stale")
-	s, page = statusAt(t, g, "/status")
+	egresstest.Eventually(t, "the page between two retries", func() bool {
+		s, page = statusAt(t, g, "/status")
+		return s.Credentials[0].Shown[0].State == "stale" && strings.Contains(text(page), "▲ stale")
+	})
 	if len(s.Problems) != 1 || s.Health != "warning" {
 		t.Fatalf("stale: %+v", s)
 	}
@@ -299,7 +301,10 @@ func TestStatusPageOfEachState(t *testing.T) {
 		"Wait; the authorization server is in trouble.", "caddy egress refresh kind", "▲ stale")
 
 	endpoint.SetAnswer(nil)
-	admin.Ask(t, http.MethodPost, "/egress/tokens/kind/refresh")
+	egresstest.Eventually(t, "a refresh", func() bool { // the first may join a retry that fails
+		resp, _ := admin.Ask(t, http.MethodPost, "/egress/tokens/kind/refresh")
+		return resp.StatusCode == http.StatusOK
+	})
 	if s, _ := statusAt(t, g, "/status"); s.Health != "ok" {
 		t.Errorf("after it: %+v", s)
 	}

@@ -85,6 +85,9 @@ const (
 	// quick has the page refresh itself 25 times as often as it does.
 	quick = "window.slow = window.setTimeout; window.setTimeout = (f, ms) => slow(f, ms / 25)"
 
+	// underWay has refreshes counted that are not answered yet.
+	underWay = "window.underWay = 0; window.fetched = window.fetch; window.fetch = (...all) => { underWay++; return fetched(...all).finally(() => underWay--) }"
+
 	// quiet waits for as long as five refreshes of a quick page take.
 	quiet = "new Promise((done) => slow(done, 1000))"
 )
@@ -93,7 +96,7 @@ func TestStatusPageInBrowser(t *testing.T) {
 	browser := chromium(t)
 	s := newStatusScene(t)
 	b := newTab(t, browser)
-	b.call("Page.addScriptToEvaluateOnNewDocument", map[string]any{"source": quick})
+	b.call("Page.addScriptToEvaluateOnNewDocument", map[string]any{"source": quick + "; " + underWay})
 	page := s.URL + "/ops/status"
 	fetches := func() int { return len(accesses(s.Gateway, "/ops/status")) }
 	shows := func(text string) {
@@ -188,7 +191,8 @@ func TestStatusPageInBrowser(t *testing.T) {
 		b.press("Tab")
 		b.press(" ")
 		b.waitFor("document.getElementById('pause').textContent === 'Resume updates'")
-		b.eval(quiet) // one may be under way
+		b.waitFor("underWay === 0") // else it is counted after this
+		b.eval(quiet)
 		before := fetches()
 		b.eval(quiet)
 		if n := fetches() - before; n > 0 {
@@ -204,6 +208,7 @@ func TestStatusPageInBrowser(t *testing.T) {
 			b.eval(fmt.Sprintf("Object.defineProperty(document, 'hidden', {configurable: true, get: () => %t}); document.dispatchEvent(new Event('visibilitychange'))", hidden))
 		}
 		hide(true)
+		b.waitFor("underWay === 0")
 		b.eval(quiet)
 		before := fetches()
 		b.eval(quiet)
