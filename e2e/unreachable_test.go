@@ -254,10 +254,10 @@ func TestErrorsAreStillCaddys(t *testing.T) {
 		}
 	})
 	t.Run("named routes", func(t *testing.T) { // of which Caddy takes one handler
+		api := egresstest.NewRecorder(t) // its own: what others have sent in part may arrive late
 		g := egresstest.StartGateway(t, "invoke shared", egresstest.WithGlobal("}\n&(shared) {\n"+egresstest.Egress(api.URL, endpoint.URL, "")))
-		before := api.Count()
-		if resp, body := g.Get("/x"); resp.StatusCode != http.StatusOK || api.Count() != before+1 {
-			t.Errorf("answered %d %q, with %d requests to the API", resp.StatusCode, body, api.Count()-before)
+		if resp, body := g.Get("/x"); resp.StatusCode != http.StatusOK || api.Count() != 1 {
+			t.Errorf("answered %d %q, with %d requests to the API", resp.StatusCode, body, api.Count())
 		}
 	})
 }
