@@ -258,6 +258,7 @@ func TestStatusPageInBrowser(t *testing.T) {
 		if err := s.Load(s.routes); err != nil {
 			t.Fatal(err)
 		}
+		s.AwaitReload() // requests follow
 		b.complained()
 	})
 
