@@ -94,6 +94,9 @@ func NewGateway(t testing.TB, options ...GatewayOption) *Gateway {
 	return g
 }
 
+// gracePeriod is how long requests may go on after the gateway has stopped.
+const gracePeriod = 5 * time.Second
+
 // StartGateway runs Caddy with a site of routes until the test ends.
 func StartGateway(t testing.TB, routes string, options ...GatewayOption) *Gateway {
 	t.Helper()
@@ -105,6 +108,9 @@ func StartGateway(t testing.TB, routes string, options ...GatewayOption) *Gatewa
 		if err := caddy.Stop(); err != nil {
 			t.Errorf("stopping: %v", err)
 		}
+		await(gracePeriod, func() bool { // a request is logged when it has ended
+			return !strings.Contains(Stacks(), "caddyhttp.(*Server).ServeHTTP(")
+		})
 		if g.hides {
 			CheckKeys(t, "the log", g.Log())
 		}
@@ -148,7 +154,7 @@ func (g *Gateway) caddyfile(routes string) string {
 	admin off
 	persist_config off
 	auto_https off
-	grace_period 5s
+	grace_period %s
 	log {
 		output %s
 		level DEBUG
@@ -165,7 +171,7 @@ http://:%s {
 	bind %s
 	%s
 }
-`, g.output, credentials, g.server, g.Global, Port(g.Addr), g.bind, routes)
+`, gracePeriod, g.output, credentials, g.server, g.Global, Port(g.Addr), g.bind, routes)
 }
 
 // Log returns what Caddy has logged.

@@ -1,7 +1,6 @@
 package egresstest
 
 import (
-	"context"
 	"runtime"
 	"sync"
 	"testing"
@@ -11,17 +10,25 @@ import (
 // Eventually waits until condition holds.
 func Eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 20*time.Second) // a cleanup may wait, too
-	defer cancel()
+	if !await(20*time.Second, condition) {
+		t.Fatalf("waited in vain for %s", what)
+	}
+}
+
+// await waits until condition holds, for so long at most, and reports whether it does.
+func await(most time.Duration, condition func() bool) bool {
+	end := time.NewTimer(most)
+	defer end.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !condition() {
 		select {
 		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("waited in vain for %s", what)
+		case <-end.C:
+			return false
 		}
 	}
+	return true
 }
 
 // SettledGoroutines returns the number of goroutines once it is at most most,
