@@ -1,7 +1,6 @@
 package egress
 
 import (
-	"fmt"
 	"net"
 	"net/http"
 	"net/url"
@@ -159,7 +158,7 @@ func misdirected(host string) *refusal {
 	return &refusal{
 		status: http.StatusMisdirectedRequest, outcome: outcomeAPIHostNotAllowed, proxyError: "http_request_denied",
 		message: "the upstream is not the API that the token is for", advice: askOperator,
-		detail: fmt.Sprintf("; api_hosts %s would permit it", host),
+		detail: "; api_hosts " + startOf(host) + " would permit it", // which an upstream may have from the client
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -191,7 +192,7 @@ func (g *guard) checkHost(repl *caddy.Replacer, c *caller) *refusal {
 		g.servedHost.Store(&served)
 		return nil
 	}
-	return forbidden(outcomeHostNotAllowed, "this host name is not served", fmt.Sprintf("; hosts %q would permit it", host))
+	return forbidden(outcomeHostNotAllowed, "this host name is not served", fmt.Sprintf("; hosts %s would permit it", printable(host)))
 }
 
 // servesHost reports whether host, without port and in lower case, is served.
@@ -253,11 +254,14 @@ func sameOrigin(origin, scheme, host string) bool {
 }
 
 // printable returns value for an error message, bounded and quoted.
-func printable(value string) string {
+func printable(value string) string { return strconv.Quote(startOf(value)) }
+
+// startOf returns the start of value, which may be a client's, for an error message.
+func startOf(value string) string {
 	if len(value) > 100 {
 		value = value[:100] + "…"
 	}
-	return fmt.Sprintf("%q", value)
+	return value
 }
 
 // checkOperation judges method and path. Where either is restricted, a path

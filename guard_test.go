@@ -413,6 +413,31 @@ func TestHosts(t *testing.T) {
 	}
 }
 
+// Clients choose what they are refused for, and it is logged.
+func TestRefusalsQuoteLittleOfWhatClientsSend(t *testing.T) {
+	long := strings.Repeat("x", 1<<16) + ".example"
+	for what, r := range map[string]*refusal{
+		"the host": func() *refusal {
+			repl := caddy.NewReplacer()
+			repl.Set("http.request.host", long)
+			return voucherifyGuard(t).checkHost(repl, nil)
+		}(),
+		"the origin": func() *refusal {
+			repl := caddy.NewReplacer()
+			repl.Set("http.request.header.Origin", "https://"+long)
+			return voucherifyGuard(t).checkOrigin(repl)
+		}(),
+		"the operation": judge(voucherifyGuard(t, Operation{Methods: []string{"GET"}, Paths: caddyhttp.MatchPath{"/v1/y"}}), long, "/v1/"+long),
+		"the upstream":  misdirected(long + ":443"), // of an upstream or tls_server_name with a placeholder
+	} {
+		if r == nil {
+			t.Errorf("%s is not refused", what)
+		} else if text := r.message + r.detail; len(text) > 500 || !strings.Contains(text, "…") {
+			t.Errorf("%s: %d bytes: %.200s", what, len(text), text)
+		}
+	}
+}
+
 func TestSameOrigin(t *testing.T) {
 	for _, test := range []struct {
 		origin, scheme, host string
