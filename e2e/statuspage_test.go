@@ -508,3 +508,24 @@ func TestStatusPageWithStorageOfAHostileName(t *testing.T) {
 		t.Errorf("the page takes the name of the folder for HTML:\n%s", page)
 	}
 }
+
+// A token endpoint may put what it was sent, and the token, into the token's scope.
+func TestScopesThatEchoASecretAreNotShown(t *testing.T) {
+	api, endpoint := egresstest.NewRecorder(t), egresstest.NewTokens(t)
+	endpoint.Answer = egresstest.Issue(`,"token_type":"bearer","expires_in":3600,"scope":"shown ` + egresstest.Secret + ` ` + egresstest.Token(1) + `"`)
+	admin, option := egresstest.NewAdmin(t)
+	g := egresstest.StartGateway(t, "egress_status /status\negress kind", egresstest.WithGlobal(option+statusOption(api.URL, endpoint.URL, "kind")))
+	if resp, _ := g.Get("/v1/x"); resp.StatusCode != 200 {
+		t.Fatal(resp.StatusCode)
+	}
+	_, list := admin.Ask(t, "GET", "/egress/tokens")
+	if !strings.Contains(list, `"scopes_granted":["shown"]`) {
+		t.Errorf("the admin API: %s", list)
+	}
+	_, page := g.Get("/status?format=json")
+	for where, text := range map[string]string{"the admin API": list, "the status page": page} {
+		if strings.Contains(text, egresstest.Secret) || strings.Contains(text, egresstest.Token(1)) {
+			t.Errorf("%s shows a secret: %s", where, text)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package tokenprovider
 
 import (
 	"encoding/base64"
+	"net/url"
 	"slices"
 	"strings"
 )
@@ -12,20 +13,29 @@ var (
 	openHeaders = []string{"Accept", "User-Agent", "X-App-Id"}
 )
 
-// minEcho is the length from which on a part of a text shows something of it.
-const minEcho = 4
+const (
+	// minEcho is the length from which on a part of a text shows something of it.
+	minEcho = 4
+
+	// minTokenEcho is minEcho for tokens, and for identifiers: the former may have
+	// names of scopes in them, the latter may be what a secret begins with.
+	minTokenEcho = 16
+)
 
 // isEchoed reports whether code, of the answer to r, shows something of the
 // secrets that r has: it is one of them, contains one or is a part of one,
 // whatever the case. What has a part of a secret beside other text is not found.
 func (r Request) isEchoed(code string) bool {
-	code = strings.ToLower(code)
-	return slices.ContainsFunc(r.secrets(), func(secret string) bool {
-		secret = strings.ToLower(secret)
-		return secret == code ||
-			len(secret) >= minEcho && strings.Contains(code, secret) ||
-			len(code) >= minEcho && strings.Contains(secret, code)
-	})
+	return slices.ContainsFunc(r.secrets(), func(secret string) bool { return shows(code, secret, minEcho) })
+}
+
+// shows reports whether text is secret, contains it, or is a part of it of at least
+// that length, whatever the case.
+func shows(text, secret string, length int) bool {
+	text, secret = strings.ToLower(text), strings.ToLower(secret)
+	return secret == text ||
+		len(secret) >= minEcho && strings.Contains(text, secret) ||
+		len(text) >= length && strings.Contains(secret, text)
 }
 
 // secrets returns all that r has in places where a secret may be.
@@ -43,13 +53,15 @@ func (r Request) secrets() []string {
 		for _, value := range values {
 			if scheme, rest, ok := strings.Cut(value, " "); ok && name == "Authorization" {
 				value = rest
-				// form-encoding, in Basic, leaves what an error code may have as it is
 				if decoded, err := base64.StdEncoding.DecodeString(rest); err == nil && strings.EqualFold(scheme, "Basic") {
 					id, secret, ok := strings.Cut(string(decoded), ":")
 					if !ok {
 						secret = id
 					}
 					secrets = append(secrets, secret)
+					if plain, err := url.QueryUnescape(secret); err == nil { // as most methods have it
+						secrets = append(secrets, plain)
+					}
 				}
 			}
 			secrets = append(secrets, strings.Fields(value)...)

@@ -2,8 +2,12 @@ package tokenprovider
 
 import (
 	"errors"
+	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/caddy-egress/caddy-egress/tokenprovider/internal/wiretest"
@@ -88,6 +92,65 @@ func TestNoKindOfRequestEchoesASecret(t *testing.T) {
 			continue
 		}
 		wiretest.NoLeak(t, e, "correcthorse")
+	}
+}
+
+// A token endpoint may put anything into the scope of a token as well, which operators
+// are shown.
+func TestScopesThatEchoASecret(t *testing.T) {
+	const token = "an-access-token.of-orders"
+	for _, test := range []struct {
+		secret, scope string
+		want          []string
+	}{
+		{"correcthorse", "orders vouchers", []string{"orders", "vouchers"}},
+		{"correcthorse", "vouchers correcthorse", []string{"vouchers"}},
+		{"correcthorse", "vouchers secret:CORRECThorse", []string{"vouchers"}},
+		{"correct horse&battery", "correct horse&battery or", []string{"or"}},
+		{"vouchers.orders", "orders vouchers", []string{"orders"}}, // has been asked for
+		{"correcthorse", token + " token=" + token + " access-token.of-or orders", []string{"orders"}},
+		{"correcthorse", "token access", []string{"token", "access"}}, // tokens may hold such words
+		{"correcthorse", "corr", []string{}},
+	} {
+		for name, r := range requestsWith(test.secret) {
+			r.URL = "http://auth.example"
+			r.Form = maps.Clone(r.Form)
+			if r.Form == nil {
+				r.Form = make(url.Values)
+			}
+			r.Form.Set("scope", "orders")
+			got, err := RequestToken(t.Context(), answering(200, nil, fmt.Sprintf(`{"access_token":%q,"scope":%q}`, token, test.scope), 0), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.Scopes == nil || !slices.Equal(got.Scopes, test.want) {
+				t.Errorf("secret %q in %s, scope %q: got %q, want %q", test.secret, name, test.scope, got.Scopes, test.want)
+			}
+		}
+	}
+}
+
+// Nor is a token shown by what the server says of it.
+func TestIntrospectionThatEchoesASecret(t *testing.T) {
+	const token, secret = "an-access-token.of-orders", "correcthorsebattery"
+	for body, want := range map[string]Introspection{
+		`"client_id":"gateway","scope":"orders token"`:            {ClientID: "gateway", Scope: "orders token"},
+		`"client_id":"` + token + `","scope":"` + token + `"`:     {},
+		`"client_id":"` + secret + `","scope":"a ` + secret + `"`: {Scope: "a"},
+		`"client_id":"x` + secret[1:17] + `"`:                     {ClientID: "x" + secret[1:17]},
+		`"client_id":"` + secret[:16] + `"`:                       {},
+		`"client_id":"correct"`:                                   {ClientID: "correct"}, // an identifier may begin like a secret
+		`"client_id":"a\u001b[2J","scope":"a\u001b[2J b"`:         {Scope: "b"},
+		`"client_id":"` + strings.Repeat("x", 1000) + `"`:         {},
+	} {
+		want.Active = true
+		r := requestsWith(secret)["Basic"]
+		r.URL = "http://auth.example"
+		r.Form.Set("token", token)
+		in, err := RequestIntrospection(t.Context(), answering(200, nil, `{"active":true,`+body+`}`, 0), r)
+		if err != nil || *in != want {
+			t.Errorf("%s: got %+v, %v, want %+v", body, in, err, want)
+		}
 	}
 }
 

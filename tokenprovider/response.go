@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"maps"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,6 +23,9 @@ const (
 	// maxLifetime bounds what an answer may claim: no token is used longer
 	// than a day without asking the server again.
 	maxLifetime = 24 * time.Hour
+
+	// maxClientID bounds the client identifier in what a server says of a token.
+	maxClientID = 256
 
 	// MaxRetryAfter bounds how long a server can make us wait.
 	MaxRetryAfter = 5 * time.Minute
@@ -74,7 +79,7 @@ func parseToken(r *response) (*Token, error) {
 	}
 	if raw, ok := fields["scope"]; ok && !isNull(raw) {
 		if scope, ok := parseString(raw); ok {
-			t.Scopes = append([]string{}, strings.Fields(scope)...)
+			t.Scopes = r.request.scopesIn(scope, value)
 		}
 	}
 	return t, nil
@@ -115,8 +120,7 @@ func parseIntrospection(r *response) (*Introspection, error) {
 	if json.Unmarshal(fields["active"], &in.Active) != nil {
 		return nil, malformed(r, "active is missing or no boolean")
 	}
-	in.ClientID, _ = parseString(fields["client_id"])
-	in.Scope, _ = parseString(fields["scope"])
+	in.ClientID, in.Scope = parseSubject(r.request, fields)
 	for _, name := range []string{"exp", "expires_at"} {
 		if seconds, ok := parseSeconds(fields[name]); ok && seconds > 0 && seconds < math.MaxInt32*1000 {
 			in.Expires = time.Unix(int64(seconds), 0)
@@ -124,6 +128,23 @@ func parseIntrospection(r *response) (*Introspection, error) {
 		}
 	}
 	return &in, nil
+}
+
+// parseSubject returns the client and the scopes in fields, which describe the token in
+// r, without what shows something of it or of a secret.
+func parseSubject(r Request, fields map[string]json.RawMessage) (clientID, scope string) {
+	token := r.Form.Get("token")
+	r.Form = maps.Clone(r.Form)
+	r.Form.Del("token")
+	if answered, ok := parseString(fields["scope"]); ok {
+		scope = strings.Join(r.scopesIn(answered, token), " ")
+	}
+	clientID, _ = parseString(fields["client_id"])
+	hidden := func(secret string) bool { return shows(clientID, secret, minTokenEcho) }
+	if len(clientID) > maxClientID || !visibleASCII(strings.ReplaceAll(clientID, " ", "")) || slices.ContainsFunc(append(r.secrets(), token), hidden) {
+		clientID = ""
+	}
+	return clientID, scope
 }
 
 // malformed is the failure of an answer that is not one of OAuth.

@@ -206,6 +206,11 @@ func TestGrantedScopes(t *testing.T) {
 		`"scope":["a","b"]`:   nil,
 		`"scope":1`:           nil,
 		`"x":1`:               nil,
+
+		// what is not a scope by RFC 6749 §3.3, or is longer than any
+		`"scope":"a b\u001b[2J c\"d e\\f \u00e4 g"`:      {"a", "g"},
+		`"scope":"a ` + strings.Repeat("x", 257) + `"`:   {"a"},
+		`"scope":"` + strings.Repeat("a b ", 1000) + `"`: {"a", "b"},
 	} {
 		token, err := ask(t, 200, `{"access_token":"tok-1",`+scope+`}`)
 		if err != nil {
@@ -214,6 +219,21 @@ func TestGrantedScopes(t *testing.T) {
 		if !slices.Equal(token.Scopes, want) || (token.Scopes == nil) != (want == nil) {
 			t.Errorf("%s: got %#v, want %#v", scope, token.Scopes, want)
 		}
+	}
+}
+
+// A token has a bounded number of scopes, so that they fit into a storage of tokens.
+func TestTooManyScopesGranted(t *testing.T) {
+	var all []string
+	for n := range 2000 {
+		all = append(all, fmt.Sprint("s", n))
+	}
+	token, err := ask(t, 200, `{"access_token":"tok-1","scope":"`+strings.Join(all, " ")+`"}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(token.Scopes, all[:256]) {
+		t.Errorf("got %d scopes", len(token.Scopes))
 	}
 }
 
