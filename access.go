@@ -7,10 +7,8 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"text/tabwriter"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -274,26 +272,18 @@ func writeAccess(w io.Writer, rows []accessRow) error {
 		return err
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "CALLER\tSITE\tROUTE\tCREDENTIAL\tSCOPES\tOPERATIONS\tLIMITS\tPROOF\tCLIENTS")
+	writeRow(table, "CALLER", "SITE", "ROUTE", "CREDENTIAL", "SCOPES", "OPERATIONS", "LIMITS", "PROOF", "CLIENTS")
 	for _, r := range rows {
 		cells := []string{
 			r.callerText(), r.siteText(), r.routeText(), r.Credential, strings.Join(r.Scopes, " "),
 			r.operationsText(), r.limitsText(), strings.Join(r.Proof, " + "), r.clientsText(),
 		}
 		for i, cell := range cells {
-			cells[i] = printableCell(cell)
+			cells[i] = dash(cell)
 		}
-		fmt.Fprintln(table, strings.Join(cells, "\t"))
+		writeRow(table, cells...)
 	}
 	return table.Flush()
-}
-
-// printableCell returns text as one cell of a table.
-func printableCell(text string) string {
-	if strings.ContainsFunc(text, unicode.IsControl) {
-		text = strconv.Quote(text)
-	}
-	return dash(text)
 }
 
 func (r accessRow) callerText() string {

@@ -59,14 +59,14 @@ func noteCauses(results []checkResult) {
 // there is none.
 func writeChecks(w io.Writer, results []checkResult) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "CREDENTIAL\tPROVIDER\tENDPOINT\tRESULT\tLIFETIME\tSCOPES GRANTED")
+	writeRow(table, "CREDENTIAL", "PROVIDER", "ENDPOINT", "RESULT", "LIFETIME", "SCOPES GRANTED")
 	for _, r := range results {
 		lifetime := "-"
 		if r.Lifetime > 0 {
 			lifetime = (time.Duration(r.Lifetime * float64(time.Second))).Round(time.Second).String()
 		}
 		result := strings.ReplaceAll(r.Result, "_", " ")
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", r.Credential, r.Provider, dash(r.Endpoint), result, lifetime, dash(strings.Join(r.Scopes, " ")))
+		writeRow(table, r.Credential, r.Provider, dash(r.Endpoint), result, lifetime, dash(strings.Join(r.Scopes, " ")))
 	}
 	if err := table.Flush(); err != nil {
 		return err
@@ -84,9 +84,9 @@ func writeChecks(w io.Writer, results []checkResult) error {
 				writeFailure(w, r, results[i:])
 			}
 		case len(r.Missing) > 0:
-			fmt.Fprintf(w, "\n%s: not granted: %s\n  → requests that need it will be refused; check the rights of the key\n", r.Credential, strings.Join(r.Missing, " "))
+			fmt.Fprintf(w, "\n%s: not granted: %s\n  → requests that need it will be refused; check the rights of the key\n", forTerminal(r.Credential), forTerminal(strings.Join(r.Missing, " ")))
 		case r.Note != "":
-			fmt.Fprintf(w, "\n%s: %s\n", r.Credential, r.Note)
+			fmt.Fprintf(w, "\n%s: %s\n", forTerminal(r.Credential), forTerminal(r.Note))
 		}
 	}
 	return nil
@@ -105,7 +105,7 @@ func writeSecrets(w io.Writer, client *checkedClient) {
 		if s.Error != "" {
 			said += ": " + s.Error
 		}
-		fmt.Fprintf(w, "%s: secret %d of %d %s\n", client.name, s.Number, len(client.secrets), said)
+		fmt.Fprintf(w, "%s: secret %d of %d %s\n", forTerminal(client.name), s.Number, len(client.secrets), forTerminal(said))
 	}
 }
 
@@ -122,9 +122,9 @@ func writeFailure(w io.Writer, r checkResult, results []checkResult) {
 			*names = append(*names, other.Credential)
 		}
 	}
-	fmt.Fprintf(w, "\n%s: %s\n", strings.Join(failed, ", "), r.Error)
+	fmt.Fprintf(w, "\n%s: %s\n", forTerminal(strings.Join(failed, ", ")), forTerminal(r.Error))
 	if len(spared) > 0 {
-		fmt.Fprintf(w, "  not tried, since the secret is the same: %s\n", strings.Join(spared, ", "))
+		fmt.Fprintf(w, "  not tried, since the secret is the same: %s\n", forTerminal(strings.Join(spared, ", ")))
 	}
-	fmt.Fprintf(w, "  → %s\n", r.Advice)
+	fmt.Fprintf(w, "  → %s\n", forTerminal(r.Advice))
 }

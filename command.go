@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/user"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -136,13 +137,6 @@ which the API's SDK sends its own.`,
 	}
 }
 
-func dash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
 // adminFlags are those of Caddy's own commands that talk to a running Caddy.
 type adminFlags struct {
 	config, adapter, address string
@@ -244,21 +238,24 @@ func writeStatus(w io.Writer, all []CredentialStatus, now time.Time) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	store := all[0].Store
 	rotated := slices.ContainsFunc(all, func(c CredentialStatus) bool { return c.SecretValues > 0 })
-	columnIf := func(shown bool, text string) string {
-		if !shown {
-			return ""
+	row := func(credential, provider, state, expires, from, secret, details string) {
+		cells := []string{credential, provider, state, expires}
+		if store != nil {
+			cells = append(cells, from)
 		}
-		return text + "\t"
+		if rotated {
+			cells = append(cells, secret)
+		}
+		writeRow(table, append(cells, details)...)
 	}
-	fmt.Fprintf(table, "CREDENTIAL\tPROVIDER\tSTATE\tEXPIRES\t%s%sDETAILS\n", columnIf(store != nil, "FROM"), columnIf(rotated, "SECRET"))
+	row("CREDENTIAL", "PROVIDER", "STATE", "EXPIRES", "FROM", "SECRET", "DETAILS")
 	for _, c := range all {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s%s%s\n", c.Credential, c.Provider, c.State, until(c.Expires, now),
-			columnIf(store != nil, dash(c.TokenFrom)), columnIf(rotated, c.secret()), c.details(now))
+		row(c.Credential, c.Provider, c.State, until(c.Expires, now), dash(c.TokenFrom), c.secret(), c.details(now))
 	}
 	if err := table.Flush(); err != nil || store == nil {
 		return err
 	}
-	_, err := fmt.Fprintf(w, "\nTokens are shared in %s: %s\n", store.Storage, store.details(now))
+	_, err := fmt.Fprintf(w, "\nTokens are shared in %s: %s\n", forTerminal(store.Storage), forTerminal(store.details(now)))
 	return err
 }
 
@@ -359,7 +356,7 @@ func actionCommand(name, short, long string) *cobra.Command {
 
 func writeIntrospection(w io.Writer, in tokenprovider.Introspection, now time.Time) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "ACTIVE\tCLIENT\tEXPIRES\tSCOPES")
-	fmt.Fprintf(table, "%t\t%s\t%s\t%s\n", in.Active, dash(in.ClientID), until(in.Expires, now), dash(in.Scope))
+	writeRow(table, "ACTIVE", "CLIENT", "EXPIRES", "SCOPES")
+	writeRow(table, strconv.FormatBool(in.Active), dash(in.ClientID), until(in.Expires, now), dash(in.Scope))
 	return table.Flush()
 }

@@ -26,7 +26,7 @@ func warnOfLogsWithKeys(w io.Writer, config []byte) error {
 	}
 	logs, err := logsWithKeys(config, headers)
 	for _, log := range logs {
-		fmt.Fprintf(w, "warning: the log %s, in which callers may send keys; have it delete them by `format filter`\n", log)
+		fmt.Fprintf(w, "warning: the log %s, in which callers may send keys; have it delete them by `format filter`\n", forTerminal(log))
 	}
 	return err
 }
