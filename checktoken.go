@@ -217,7 +217,7 @@ func (c foundCredential) check(ctx context.Context, clients checkedClients) chec
 		return result.failed(newCheckFailure(err))
 	}
 	result.Endpoint = provider.Grant().TokenURL
-	httpClient, err := c.tokenClient(zap.NewNop())
+	httpClient, err := c.tokenClient(zap.NewNop(), zap.NewNop().Warn)
 	if err != nil {
 		return result.failed(newCheckFailure(err))
 	}

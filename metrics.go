@@ -323,7 +323,7 @@ func (m *credentialMetrics) Destruct() error {
 	return nil
 }
 
-// logLimiter lets one log line a second through.
+// logLimiter lets one log line a second through, or one in another time.
 type logLimiter struct {
 	last    atomic.Pointer[time.Time]
 	leftOut atomic.Int64
@@ -331,9 +331,12 @@ type logLimiter struct {
 
 // next reports whether a line may be logged now, and how many were left out
 // before it.
-func (l *logLimiter) next(now time.Time) (leftOut int64, ok bool) {
+func (l *logLimiter) next(now time.Time) (leftOut int64, ok bool) { return l.oneIn(time.Second, now) }
+
+// oneIn is next where one line is let through in that time.
+func (l *logLimiter) oneIn(interval time.Duration, now time.Time) (leftOut int64, ok bool) {
 	last := l.last.Load()
-	if last == nil || tokensource.Until(last.Add(time.Second), now) <= 0 {
+	if last == nil || tokensource.Until(last.Add(interval), now) <= 0 {
 		if line := now; l.last.CompareAndSwap(last, &line) { // a copy: now itself would cost an allocation each time
 			return l.leftOut.Swap(0), true
 		}

@@ -160,7 +160,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 			return fmt.Errorf("credential %s: %w", name, err)
 		}
 		a.named[name] = provider
-		warnOfSecrets(a.logger.With(zap.String("credential", name)), provider)
+		a.warnOfProvider(a.logger, name, provider)
 		a.warnOfScopes(name, provider)
 	}
 	return nil

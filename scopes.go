@@ -46,6 +46,17 @@ func (t *Transport) ownToken(name string, provider tokenprovider.Provider) (stri
 	return name, provider, nil
 }
 
+// warnOfProvider gives the warnings of a provider, once of each credential, and those of
+// its secrets.
+func (a *App) warnOfProvider(logger *zap.Logger, name string, provider tokenprovider.Provider) {
+	warnOfSecrets(logger.With(zap.String("credential", name)), provider)
+	if warner, ok := provider.(tokenprovider.Warner); ok {
+		for _, warning := range warner.Warnings() {
+			a.warnOnce(logger, warning, zap.String("credential", name))
+		}
+	}
+}
+
 // warnOfScopes warns of the scopes of a token that the API does not document: once
 // of each token, however many routes send it.
 func (a *App) warnOfScopes(name string, provider tokenprovider.Provider) {

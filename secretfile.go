@@ -6,7 +6,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -29,35 +28,37 @@ func warnOfSecret(logger *zap.Logger, name, value string) {
 	if value != "" && !option.IsPlaceholder(strings.ReplaceAll(value, option.Tenant, "tenant")) {
 		logger.Warn("a secret is written in the config itself; give it as {env.NAME} or {file./path}", zap.String("option", name))
 	}
+	warnOfOption(logger.Warn, name, value)
+}
+
+// warner logs a warning.
+type warner func(message string, fields ...zap.Field)
+
+// warnOfFiles warns where everyone on this machine may read the files of a provider's
+// secrets.
+func warnOfFiles(warn warner, provider tokenprovider.Provider) {
+	for name, value := range provider.SecretOptions() {
+		warnOfOption(warn, name, value)
+	}
+}
+
+// warnOfOption warns where everyone on this machine may read the file of the secret that
+// an option has as its value.
+func warnOfOption(warn warner, name, value string) {
 	if path, ok := secretFile(value); ok {
-		warnOfFile(logger, name, path)
+		warnOfFile(warn, name, path)
 	}
 }
 
 // warnOfFile warns where everyone on this machine may read the file at path, of the
 // secret that an option has.
-func warnOfFile(logger *zap.Logger, name, path string) {
+func warnOfFile(warn warner, name, path string) {
 	if isOpenFile(path) {
-		logger.Warn(openFileMessage, zap.String("option", name), zap.String("file", path))
+		warn(openFileMessage, zap.String("option", name), zap.String("file", path))
 	}
 }
 
 const openFileMessage = "everyone on this machine may read the file of a secret; chmod o-r"
-
-// warnOfOpenFile warns of a secret of a tenant in a file that everyone on this machine
-// may read. Those of many tenants may be like that: leftOut says how many there were.
-func (ts *tenants) warnOfOpenFile(credential string, provider tokenprovider.Provider) {
-	for name, value := range provider.SecretOptions() {
-		path, ok := secretFile(value)
-		if !ok || !isOpenFile(path) {
-			continue
-		}
-		if leftOut, ok := ts.warned.next(time.Now()); ok {
-			ts.app.logger.Warn(openFileMessage, zap.String("credential", credential),
-				zap.String("option", name), zap.String("file", path), zap.Int64("left_out", leftOut))
-		}
-	}
-}
 
 // isOpenFile reports whether everyone on this machine may read the file at path, or
 // what it leads to if it is a symbolic link.

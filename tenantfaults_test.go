@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -17,6 +18,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 // loadAs has the app of ts use another credential with tenants.
@@ -175,6 +179,45 @@ func TestTenantWhoseAuthoritiesHang(t *testing.T) {
 		w.Close()
 	}
 	<-done
+}
+
+// Tenants that are set up by turns, more than may be live, are warned of now and then.
+func TestWarningsOfTenantsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTenantsStage(t, 1, "a", "b")
+		s.stop() // no token is requested
+		core, logs := observer.New(zap.WarnLevel)
+		s.app.logger = zap.New(core)
+		for _, name := range []string{"a", "b"} {
+			files := writeTokenCert(t, filepath.Join(s.dir, name), time.Now().Add(-time.Hour))
+			for _, file := range []string{files.Key, filepath.Join(s.dir, name, "secret")} {
+				if err := os.Chmod(file, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		s.credential.TokenCert = &TokenCert{Certificate: filepath.Join(s.dir, "{tenant}", "cert"), Key: filepath.Join(s.dir, "{tenant}", "key")}
+		turns := func() map[string]int {
+			for n := range 100 {
+				if _, err := s.get(t.Context(), []string{"a", "b"}[n%2]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			lines := make(map[string]int)
+			for _, entry := range logs.TakeAll() {
+				lines[entry.Message]++
+			}
+			return lines
+		}
+		want := map[string]int{openFileMessage: 1, "the certificate of token_cert has expired": 1}
+		if got := turns(); !maps.Equal(got, want) {
+			t.Errorf("logged %v, want %v", got, want)
+		}
+		time.Sleep(time.Minute)
+		if got := turns(); !maps.Equal(got, want) {
+			t.Errorf("logged %v a minute later, want %v", got, want)
+		}
+	})
 }
 
 // What all tenants have in common is wrong when the config is loaded.

@@ -47,7 +47,7 @@ type tenants struct {
 	lapsed     *lapsedTenants
 	reserves   atomic.Bool   // a grant reserves a part of their quotas
 	logged     logLimiter    // log lines about those that cannot be set up
-	warned     logLimiter    // and about those whose files everyone may read
+	warned     sync.Map      // a *logLimiter for each warning about those that are
 	settingUp  chan struct{} // has a value for each that is being set up
 
 	mu         sync.Mutex
@@ -222,9 +222,22 @@ func (ts *tenants) activate(t *tenant) (err error) {
 	if ts.reserves.Load() { // else another grant may, of the same quota
 		c.reserve()
 	}
-	ts.warnOfOpenFile(c.name(), provider)
+	warn := func(message string, fields ...zap.Field) { ts.warnOfTenant(name, message, fields...) }
+	warnOfFiles(warn, provider)
 	t.credential = c
 	return nil
+}
+
+// warnEvery bounds how often one warning is logged about tenants: those that are set up
+// by turns, more than may be live, would have it logged with each request.
+const warnEvery = time.Minute
+
+// warnOfTenant logs a warning about the tenant whose credential has that name.
+func (ts *tenants) warnOfTenant(name, message string, fields ...zap.Field) {
+	limiter, _ := ts.warned.LoadOrStore(message, new(logLimiter))
+	if leftOut, ok := limiter.(*logLimiter).oneIn(warnEvery, time.Now()); ok {
+		ts.app.logger.Warn(message, append(fields, zap.String("credential", name), zap.Int64("left_out", leftOut))...)
+	}
 }
 
 // remember has t, which could not be set up for the reason err, refused for a

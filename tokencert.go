@@ -39,8 +39,8 @@ func (c *Credential) unmarshalTokenCert(d *caddyfile.Dispenser) error {
 }
 
 // provision returns the certificate, which is read again at each handshake. At
-// first the files have to be good.
-func (c *TokenCert) provision(logger *zap.Logger) (*clientCertificate, error) {
+// first the files have to be good; warn is called for what may be wrong with them.
+func (c *TokenCert) provision(logger *zap.Logger, warn warner) (*clientCertificate, error) {
 	cert := &clientCertificate{files: *c, logger: logger}
 	if c.Certificate == "" || c.Key == "" {
 		return nil, option.Errorf("token_cert", "needs the files of a certificate and of its key")
@@ -50,9 +50,9 @@ func (c *TokenCert) provision(logger *zap.Logger) (*clientCertificate, error) {
 		return nil, option.Errorf("token_cert", "%w", err)
 	}
 	if leaf := cert.good.Leaf; leaf != nil && time.Now().After(leaf.NotAfter) {
-		logger.Warn("the certificate of token_cert has expired", zap.String("file", c.Certificate), zap.Time("expired", leaf.NotAfter))
+		warn("the certificate of token_cert has expired", zap.String("file", c.Certificate), zap.Time("expired", leaf.NotAfter))
 	}
-	warnOfFile(logger, "token_cert", c.Key)
+	warnOfFile(warn, "token_cert", c.Key)
 	return cert, nil
 }
 

@@ -17,15 +17,15 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-// A file that hangs holds no handshake up: the certificate before is used.
-func TestCertificateFileHangs(t *testing.T) {
-	dir := t.TempDir()
+// writeTokenCert writes a certificate that expires then, and its key, to files in dir.
+func writeTokenCert(t *testing.T, dir string, expires time.Time) TokenCert {
+	t.Helper()
 	files := TokenCert{Certificate: filepath.Join(dir, "cert"), Key: filepath.Join(dir, "key")}
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: expires}
 	certificate, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
 		t.Fatal(err)
@@ -42,8 +42,14 @@ func TestCertificateFileHangs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	return files
+}
+
+// A file that hangs holds no handshake up: the certificate before is used.
+func TestCertificateFileHangs(t *testing.T) {
+	files := writeTokenCert(t, t.TempDir(), time.Now().Add(time.Hour))
 	core, logs := observer.New(zap.ErrorLevel)
-	cert, err := files.provision(zap.New(core))
+	cert, err := files.provision(zap.New(core), zap.NewNop().Warn)
 	if err != nil {
 		t.Fatal(err)
 	}

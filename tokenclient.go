@@ -36,7 +36,12 @@ func (a *App) client(c *activeCredential, name string) (*http.Client, error) {
 }
 
 func (a *App) newClient(c *activeCredential, name string) (*http.Client, error) {
-	client, err := c.options.tokenClient(a.logger.With(zap.String("credential", name)))
+	logger := a.logger.With(zap.String("credential", name))
+	warn := warner(logger.Warn)
+	if c.tenant != "" {
+		warn = func(message string, fields ...zap.Field) { c.tenants.warnOfTenant(name, message, fields...) }
+	}
+	client, err := c.options.tokenClient(logger, warn)
 	if err != nil {
 		return nil, fmt.Errorf("credential %s: %w", name, err)
 	}
@@ -46,7 +51,7 @@ func (a *App) newClient(c *activeCredential, name string) (*http.Client, error) 
 // tokenClient returns the client of the credential's token endpoint. It trusts the
 // authorities of token_ca, or those of the system if there are none, and has the
 // certificate of token_cert.
-func (c *Credential) tokenClient(logger *zap.Logger) (*http.Client, error) {
+func (c *Credential) tokenClient(logger *zap.Logger, warn warner) (*http.Client, error) {
 	var roots *x509.CertPool
 	if len(c.TokenCA) > 0 {
 		roots = x509.NewCertPool()
@@ -62,7 +67,7 @@ func (c *Credential) tokenClient(logger *zap.Logger) (*http.Client, error) {
 	}
 	client := tokenprovider.NewClient(roots)
 	if c.TokenCert != nil {
-		cert, err := c.TokenCert.provision(logger)
+		cert, err := c.TokenCert.provision(logger, warn)
 		if err != nil {
 			return nil, err
 		}

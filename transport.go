@@ -169,7 +169,7 @@ func (t *Transport) configured(ctx caddy.Context) (string, tokenprovider.Provide
 			return "", nil, Credential{}, err
 		}
 		name := inlineName(t.Credential, provider)
-		warnOfSecrets(t.logger.With(zap.String("credential", name)), provider)
+		t.app.warnOfProvider(t.logger, name, provider)
 		return name, provider, t.Credential, nil
 	case t.CredentialName == "":
 		return "", nil, Credential{}, errors.New("credential or provider is required")

@@ -122,7 +122,7 @@ var zapLevels = map[string]string{"Debug": "debug", "Info": "info", "Warn": "war
 // their texts.
 var elsewhere = map[string]string{
 	"w.message": "literals of routeWarning",
-	"warning":   "UnknownScopes of providers",
+	"warning":   "UnknownScopes and Warnings of providers",
 }
 
 // body looks at a function with these parameters.
@@ -191,6 +191,16 @@ func (c *logCalls) body(name string, parameters *ast.FieldList, body *ast.BlockS
 		}
 		return true
 	})
+	if name == "Warnings" {
+		ast.Inspect(body, func(node ast.Node) bool {
+			if literal, ok := node.(ast.Expr); ok {
+				if text, ok := stringOf(literal); ok {
+					c.found[text] = []string{"warn"}
+				}
+			}
+			return true
+		})
+	}
 	if name == "UnknownScopes" {
 		ast.Inspect(body, func(node ast.Node) bool {
 			if call, ok := node.(*ast.CallExpr); ok && calledName(call) == "Sprintf" {

@@ -3,7 +3,9 @@ package e2e_test
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -316,5 +318,35 @@ func TestReadableFileOfATenant(t *testing.T) {
 	lines := s.g.LogLines("everyone on this machine may read the file of a secret; chmod o-r")
 	if len(lines) != 1 || lines[0]["file"] != file || lines[0]["credential"] != "tenants/acme" {
 		t.Errorf("the log warns of %v, want of %s", lines, file)
+	}
+}
+
+// What a provider warns of is logged once, however often tenants are set up.
+func TestWarningsOfAProviderWithTenants(t *testing.T) {
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/oauth/token") {
+			egresstest.Issue(`,"token_type":"bearer","expires_in":3600`)(w, r)
+		}
+	}))
+	t.Cleanup(api.Close)
+	credential := func(name, id, more string) string {
+		return fmt.Sprintf("credential %s voucherify %s {\napp_id %s\napp_token {env.%s}\nproject_id project\nscopes vouchers.read\noauth v2\n%s\n}\n",
+			name, api.URL, id, egresstest.SecretVariable, more)
+	}
+	g := egresstest.StartGateway(t, "egress tenants {\ntenant {http.request.header.X-Tenant}\n}", egresstest.WithGlobal(
+		"egress {\n"+credential("tenants", "id-of-{tenant}", "max_tenants 1")+credential("other", "id", "")+"}"))
+	for n := range 10 { // more than may be live, by turns
+		req := g.Request("GET", "/v1/x", nil)
+		req.Header.Set("X-Tenant", []string{"acme", "globex"}[n%2])
+		if resp, body := g.Do(req); resp.StatusCode != 200 {
+			t.Fatal(resp.StatusCode, body)
+		}
+	}
+	warned := make(map[any]int)
+	for _, line := range g.LogLines("oauth v2 of voucherify is experimental") {
+		warned[line["credential"]]++
+	}
+	if want := map[any]int{"tenants": 1, "other": 1}; !maps.Equal(warned, want) {
+		t.Errorf("the log warns of %v, want %v", warned, want)
 	}
 }

@@ -88,6 +88,14 @@ type Rotating interface {
 	Alternatives() []Provider
 }
 
+// Warner is a Provider that may warn of its configuration. It does not log that itself:
+// where each tenant has a provider, one is set up again and again.
+type Warner interface {
+	// Warnings returns what is logged once of a credential, without its name. The
+	// provider may not have been provisioned.
+	Warnings() []string
+}
+
 // API describes a protected API as far as a gateway has to know it.
 type API struct {
 	// URL is scheme://host[:port] of the API: the upstream, and the only host

@@ -3,8 +3,6 @@ package voucherify
 import (
 	"errors"
 
-	"github.com/caddyserver/caddy/v2"
-
 	"github.com/caddy-egress/caddy-egress/internal/option"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 )
@@ -24,14 +22,19 @@ var v2 = version{
 		}
 		return nil
 	},
-	provision: func(p *Provider, ctx caddy.Context) (err error) {
-		if p.projectID, err = option.Resolve("project_id", p.ProjectID); err != nil {
-			return err
-		}
-		ctx.Logger().Warn("oauth v2 of voucherify is experimental")
-		return nil
+	provision: func(p *Provider) (err error) {
+		p.projectID, err = option.Resolve("project_id", p.ProjectID)
+		return err
 	},
 	params: func(p *Provider) []tokenprovider.Param {
 		return []tokenprovider.Param{{Name: "project_id", Value: p.projectID}}
 	},
+}
+
+// Warnings implements tokenprovider.Warner.
+func (p *Provider) Warnings() []string {
+	if p.version().name != v2.name {
+		return nil
+	}
+	return []string{"oauth v2 of voucherify is experimental"}
 }

@@ -64,7 +64,7 @@ type version struct {
 	endsTokens bool // it revokes and introspects them
 
 	check     func(*Provider) error                 // options that are its own
-	provision func(*Provider, caddy.Context) error  // nil: there is nothing more to do
+	provision func(*Provider) error                 // nil: there is nothing more to do
 	params    func(*Provider) []tokenprovider.Param // of token requests; nil: none
 }
 
@@ -159,7 +159,7 @@ func (Provider) CaddyModule() caddy.ModuleInfo {
 
 // Provision resolves the placeholders, so that a credential without a value
 // fails when the config is loaded.
-func (p *Provider) Provision(ctx caddy.Context) error {
+func (p *Provider) Provision(caddy.Context) error {
 	if err := p.Validate(); err != nil {
 		return err
 	}
@@ -168,7 +168,7 @@ func (p *Provider) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if provision := p.version().provision; provision != nil {
-		if err := provision(p, ctx); err != nil {
+		if err := provision(p); err != nil {
 			return err
 		}
 	}
@@ -381,6 +381,7 @@ var (
 	_ tokenprovider.Provider     = (*Provider)(nil)
 	_ tokenprovider.Rotating     = (*Provider)(nil)
 	_ tokenprovider.ScopeChecker = (*Provider)(nil)
+	_ tokenprovider.Warner       = (*Provider)(nil)
 	_ tokenprovider.Revoker      = (*Provider)(nil)
 	_ tokenprovider.Introspector = (*Provider)(nil)
 	_ caddy.Provisioner          = (*Provider)(nil)
