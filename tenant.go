@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -30,13 +31,51 @@ func (c *Credential) hasTenants() bool {
 	return bytes.Contains(c.ProviderRaw, []byte(option.Tenant)) || c.hasTenantFiles()
 }
 
-// hasTenantFiles reports whether each tenant has authorities or a certificate of its own.
-func (c *Credential) hasTenantFiles() bool {
+// files returns the files of authorities and of the certificate.
+func (c *Credential) files() []string {
 	files := c.TokenCA
 	if c.TokenCert != nil {
 		files = append(slices.Clip(files), c.TokenCert.Certificate, c.TokenCert.Key)
 	}
-	return slices.ContainsFunc(files, func(file string) bool { return strings.Contains(file, option.Tenant) })
+	return files
+}
+
+// hasTenantFiles reports whether each tenant has authorities or a certificate of its own.
+func (c *Credential) hasTenantFiles() bool {
+	return slices.ContainsFunc(c.files(), func(file string) bool { return strings.Contains(file, option.Tenant) })
+}
+
+// tenantValues returns the values with {tenant} in them that name files, as option.Resolve
+// and option.ReadFile read them.
+func (c *Credential) tenantValues() []string {
+	var values []string
+	add := func(value string) {
+		if strings.Contains(value, option.Tenant) && strings.Contains(value, "{file.") {
+			values = append(values, value)
+		}
+	}
+	var walk func(any)
+	walk = func(value any) {
+		switch value := value.(type) {
+		case string:
+			add(value)
+		case []any:
+			for _, element := range value {
+				walk(element)
+			}
+		case map[string]any:
+			for _, element := range value {
+				walk(element)
+			}
+		}
+	}
+	var provider any
+	_ = json.Unmarshal(c.ProviderRaw, &provider) // it has been loaded
+	walk(provider)
+	for _, file := range c.files() {
+		add(option.FileValue(file))
+	}
+	return values
 }
 
 // forTenant returns the credential of one tenant. The name is one, so that it can

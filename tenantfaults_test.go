@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,6 +22,8 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-egress/caddy-egress/internal/option"
 )
 
 // loadAs has the app of ts use another credential with tenants.
@@ -179,6 +182,45 @@ func TestTenantWhoseAuthoritiesHang(t *testing.T) {
 		w.Close()
 	}
 	<-done
+}
+
+// Files of tenants that hang take up places that their credential alone has.
+func TestFilesOfTenantsThatHang(t *testing.T) {
+	s := newTenantsStage(t, 10, "a")
+	s.credential.TokenCA = []string{filepath.Join(s.dir, "{tenant}", "ca")}
+	s.files = s.credential.tenantValues()
+	want := []string{"{file." + s.dir + "/{tenant}/ca}", "{file." + s.dir + "/{tenant}/id}", "{file." + s.dir + "/{tenant}/secret}"}
+	if got := slices.Sorted(slices.Values(s.files)); !slices.Equal(got, want) {
+		t.Errorf("files of tenants are %q, want %q", got, want)
+	}
+
+	// as many as may be read at a time
+	var hanging, values []string
+	for n := range 128 {
+		file := filepath.Join(s.dir, fmt.Sprint("hangs-", n))
+		if err := syscall.Mkfifo(file, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		hanging, values = append(hanging, file), append(values, option.FileValue(file))
+	}
+	defer option.ReadInGroup("tenants of "+s.base, values)()
+	for _, file := range hanging {
+		_, _ = option.ReadFile(file, time.Millisecond)
+		defer func() {
+			if w, err := os.OpenFile(file, os.O_WRONLY|syscall.O_NONBLOCK, 0); err == nil {
+				w.Close()
+			}
+		}()
+	}
+	_, err := s.get(t.Context(), "a")
+	if err == nil || !strings.Contains(err.Error(), "takes too long") {
+		t.Errorf("a tenant has got a place: %v", err)
+	}
+	for _, file := range []string{"id", "secret"} { // as of a credential of the config
+		if _, err := option.Resolve(file, option.FileValue(filepath.Join(s.dir, "a", file))); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // Tenants that are set up by turns, more than may be live, are warned of now and then.

@@ -43,6 +43,7 @@ type tenants struct {
 	family     *activeCredential // what they have in common
 	credential Credential        // with {tenant} in it
 	scopes     []string          // with {tenant} in them
+	files      []string          // values with {tenant} in them that name files
 	base       string            // name of the credential, whatever the scopes
 	lapsed     *lapsedTenants
 	reserves   atomic.Bool   // a grant reserves a part of their quotas
@@ -72,7 +73,7 @@ type tenant struct {
 
 func newTenants(app *App, family *activeCredential, credential Credential, scopes []string, lapsed *lapsedTenants) *tenants {
 	return &tenants{
-		app: app, family: family, credential: credential, scopes: scopes, lapsed: lapsed,
+		app: app, family: family, credential: credential, scopes: scopes, files: credential.tenantValues(), lapsed: lapsed,
 		settingUp: make(chan struct{}, maxSettingUp),
 		live:      make(map[string]*list.Element),
 		recent:    list.New(),
@@ -165,7 +166,13 @@ func (ts *tenants) all() []*activeCredential {
 // setUp sets t up, and has it live if that succeeds.
 func (ts *tenants) setUp(t *tenant) {
 	defer close(t.done)
+	end := option.ReadInGroup("tenants of "+ts.base, valuesForTenant(ts.files, t.name))
 	err := ts.activate(t)
+	if err != nil {
+		end()
+	} else {
+		t.rest = append(t.rest, func() error { end(); return nil })
+	}
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	delete(ts.pending, t.name)

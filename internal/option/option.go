@@ -173,7 +173,7 @@ func Resolve(name, value string) (string, error) {
 	resolved, err := replaceInTime(value)
 	switch {
 	case errors.Is(err, errTooSlow):
-		return "", fmt.Errorf("%s: reading %s takes too long: it is on a file system that does not answer, or is not a plain file", name, source(value))
+		return "", fmt.Errorf("%s: reading %s %w", name, source(value), err)
 	case err != nil, resolved == "":
 		return "", fmt.Errorf("%s: %s %w; is it set, and may this process read it?", name, source(value), ErrNoValue)
 	}
