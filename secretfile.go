@@ -2,7 +2,6 @@ package egress
 
 import (
 	"maps"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -66,8 +65,7 @@ func isOpenFile(path string) bool {
 	if runtime.GOOS == "windows" { // where modes say nothing about that
 		return false
 	}
-	info, err := os.Stat(path) // one that is not there has failed already
-	return err == nil && info.Mode().Perm()&0o004 != 0
+	return option.IsWorldReadable(path) // one that is not there has failed already
 }
 
 // secretFile returns the path of a value that is {file./path} and nothing else.

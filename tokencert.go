@@ -3,10 +3,8 @@ package egress
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -46,7 +44,7 @@ func (c *TokenCert) provision(logger *zap.Logger, warn warner) (*clientCertifica
 		return nil, option.Errorf("token_cert", "needs the files of a certificate and of its key")
 	}
 	var err error
-	if cert.good, err = cert.readInTime(); err != nil {
+	if cert.good, err = cert.read(); err != nil {
 		return nil, option.Errorf("token_cert", "%w", err)
 	}
 	if leaf := cert.good.Leaf; leaf != nil && time.Now().After(leaf.NotAfter) {
@@ -61,29 +59,19 @@ type clientCertificate struct {
 	files  TokenCert
 	logger *zap.Logger
 
-	reads atomic.Int32 // under way
-
 	mu     sync.Mutex
 	good   *tls.Certificate // the last that could be read
 	failed bool             // the files are not good now, and that is logged
 }
 
-const (
-	// certificatePatience is how long files are waited for: less than a TLS handshake
-	// may take.
-	certificatePatience = 2 * time.Second
-
-	// maxCertificateReads bounds how many reads are under way: each that hangs has a
-	// goroutine. It is more than the token requests that an endpoint gets at a time.
-	maxCertificateReads = 32
-)
-
-var errCertificateHangs = errors.New("reading takes too long: a file is on a file system that does not answer, or is not a plain file")
+// certificatePatience is how long files are waited for: less than a TLS handshake may
+// take.
+const certificatePatience = 2 * time.Second
 
 // get returns the certificate as the files have it, or the last good one while they
 // are not: one may be replaced before the other, be half-written, or hang.
 func (c *clientCertificate) get(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-	read, err := c.readInTime()
+	read, err := c.read()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -97,33 +85,18 @@ func (c *clientCertificate) get(*tls.CertificateRequestInfo) (*tls.Certificate, 
 	return c.good, nil
 }
 
-// readInTime is read, but for files that hang: a handshake cannot wait for them.
-func (c *clientCertificate) readInTime() (*tls.Certificate, error) {
-	if c.reads.Add(1) > maxCertificateReads {
-		c.reads.Add(-1)
-		return nil, errCertificateHangs
-	}
-	var read *tls.Certificate
-	var err error
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer c.reads.Add(-1)
-		read, err = c.read()
-	}()
-	patience := time.NewTimer(certificatePatience)
-	defer patience.Stop()
-	select {
-	case <-done:
-		return read, err
-	case <-patience.C:
-		return nil, errCertificateHangs
-	}
-}
-
-// read reads the files.
+// read reads the files, which a handshake does not wait for if they hang.
 func (c *clientCertificate) read() (*tls.Certificate, error) {
-	read, err := tls.LoadX509KeyPair(c.files.Certificate, c.files.Key)
+	deadline := time.Now().Add(certificatePatience)
+	certificate, err := option.ReadFile(c.files.Certificate, certificatePatience)
+	if err != nil {
+		return nil, err
+	}
+	key, err := option.ReadFile(c.files.Key, max(time.Until(deadline), 1))
+	if err != nil {
+		return nil, err
+	}
+	read, err := tls.X509KeyPair(certificate, key)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s and %s: %w", c.files.Certificate, c.files.Key, err)
 	}

@@ -4,11 +4,11 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net/http"
-	"os"
 	"strings"
 
 	"go.uber.org/zap"
 
+	"github.com/caddy-egress/caddy-egress/internal/option"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 )
 
@@ -57,9 +57,9 @@ func (c *Credential) tokenClient(logger *zap.Logger, warn warner) (*http.Client,
 		roots = x509.NewCertPool()
 	}
 	for _, file := range c.TokenCA {
-		pem, err := os.ReadFile(file)
+		pem, err := option.ReadFile(file, 0)
 		if err != nil {
-			return nil, fmt.Errorf("token_ca: %w", err)
+			return nil, option.Errorf("token_ca", "%w", err)
 		}
 		if !roots.AppendCertsFromPEM(pem) {
 			return nil, fmt.Errorf("token_ca: %s holds no PEM certificate", file)

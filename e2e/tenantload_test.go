@@ -4,9 +4,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -271,5 +275,59 @@ func TestTenantsTokensAreNeverMixed(t *testing.T) {
 	}
 	if reloads.Load() == 0 || revocations.Load() == 0 || invalidations.Load() == 0 || s.Expired() == 0 {
 		t.Error("nothing has happened meanwhile")
+	}
+}
+
+// A file of token_ca that hangs has its tenant refused in time. As many tenants as are
+// set up at a time may have one like that, and others are set up all the same.
+func TestAuthoritiesOfTenantsThatHang(t *testing.T) {
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		egresstest.Issue(`,"token_type":"bearer","expires_in":3600`)(w, r)
+	}))
+	t.Cleanup(s.Close)
+	api := egresstest.NewRecorder(t)
+	dir := t.TempDir()
+	if err := os.Symlink(egresstest.Trust(t, s), filepath.Join(dir, "good")); err != nil {
+		t.Fatal(err)
+	}
+	g := egresstest.StartGateway(t, "egress tenants {\ntenant {http.request.header.X-Tenant}\n}", egresstest.WithGlobal(`egress {
+		credential tenants oauth2 `+api.URL+` {
+			token_url `+s.URL+`/token
+			client_id id-of-{tenant}
+			client_secret {env.`+egresstest.SecretVariable+`}
+			token_ca `+dir+`/{tenant}
+		}
+	}`))
+	ask := func(tenant string) int {
+		req := g.Request("GET", "/v1/x", nil)
+		req.Header.Set("X-Tenant", tenant)
+		resp, _ := g.Do(req)
+		return resp.StatusCode
+	}
+	var wg sync.WaitGroup
+	for n := range 64 {
+		tenant := fmt.Sprint("hangs-", n)
+		fifo := filepath.Join(dir, tenant)
+		if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { // ends its read
+			if f, err := os.OpenFile(fifo, os.O_WRONLY|syscall.O_NONBLOCK, 0); err == nil {
+				f.Close()
+			}
+		}()
+		wg.Go(func() {
+			if got := ask(tenant); got != 503 {
+				t.Errorf("a tenant whose file hangs: got %d", got)
+			}
+		})
+	}
+	wg.Wait()
+	if got := ask("good"); got != 200 {
+		t.Errorf("a tenant whose file is there: got %d", got)
+	}
+	lines := g.LogLines("cannot set up a tenant")
+	if len(lines) == 0 || !strings.Contains(fmt.Sprint(lines[0]["error"]), "token_ca: reading "+dir+"/hangs-") {
+		t.Errorf("the log says %v", lines)
 	}
 }
