@@ -87,21 +87,26 @@ func (c *clientCertificate) get(*tls.CertificateRequestInfo) (*tls.Certificate, 
 
 // read reads the files, which a handshake does not wait for if they hang.
 func (c *clientCertificate) read() (*tls.Certificate, error) {
-	deadline := time.Now().Add(certificatePatience)
-	certificate, err := option.ReadFile(c.files.Certificate, certificatePatience)
-	if err != nil {
-		return nil, err
-	}
-	key, err := option.ReadFile(c.files.Key, max(time.Until(deadline), 1))
-	if err != nil {
-		return nil, err
-	}
-	read, err := tls.X509KeyPair(certificate, key)
+	read, err := c.files.load()
 	if err != nil {
 		return nil, fmt.Errorf("reading %s and %s: %w", c.files.Certificate, c.files.Key, err)
 	}
-	if read.Leaf == nil {
-		read.Leaf, err = x509.ParseCertificate(read.Certificate[0])
+	return read, nil
+}
+
+func (c *TokenCert) load() (*tls.Certificate, error) {
+	deadline := time.Now().Add(certificatePatience)
+	certificate, err := option.ReadFile(c.Certificate, certificatePatience)
+	if err != nil {
+		return nil, err
 	}
-	return &read, err
+	key, err := option.ReadFile(c.Key, max(time.Until(deadline), 1))
+	if err != nil {
+		return nil, err
+	}
+	pair, err := tls.X509KeyPair(certificate, key)
+	if err == nil && pair.Leaf == nil {
+		pair.Leaf, err = x509.ParseCertificate(pair.Certificate[0])
+	}
+	return &pair, err
 }
