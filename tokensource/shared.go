@@ -281,8 +281,22 @@ func (s *Source) share(t *Token, secrets []tokenprovider.Secret) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.opts.TokenTimeout)
 	defer cancel()
 	s.tellRevoked(ctx)
-	_ = s.opts.Shared.Store(ctx, secrets, SharedToken{Token: t.Token}) // it says itself if it fails
+	err := s.opts.Shared.Store(ctx, secrets, SharedToken{Token: t.Token}) // it says itself if it fails
+	if next := s.successor(); err != nil && next != nil && next.opts.Shared != nil && next.opts.Shared.Place() == s.opts.Shared.Place() {
+		next.share(t, secrets) // the config of s has ended meanwhile
+		return
+	}
 	s.noteUse(t)
+}
+
+// successor returns the source that was started last, if that is not s.
+func (s *Source) successor() *Source {
+	s.state.mu.Lock()
+	defer s.state.mu.Unlock()
+	if next := s.state.newest(nil); next != s {
+		return next
+	}
+	return nil
 }
 
 // noteUse has others know that this instance uses t, where that matters and they

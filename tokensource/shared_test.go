@@ -462,41 +462,6 @@ func TestTokenIsRevokedOnceNobodySharesIt(t *testing.T) {
 	})
 }
 
-// A token is used before it is stored. The end waits until it is, so that no revoked
-// token is stored after it.
-func TestRevokedTokenIsNotStoredAfterTheEnd(t *testing.T) {
-	for _, storing := range []time.Duration{100 * time.Millisecond, time.Minute} {
-		synctest.Test(t, func(t *testing.T) {
-			i := &revoker{issuer: &issuer{lifetime: time.Hour}}
-			stored, state := newStorage(), tokensource.NewState()
-			source := tokensource.New(tokensource.Options{
-				Name: "test", Provider: i, State: state, Shared: &instance{stored}, RevokeOnStop: true, Logger: zap.NewNop(),
-				TokenTimeout: 10 * time.Second,
-			})
-			stored.storing = storing
-			source.Start()
-			if _, _, err := get(source); err != nil {
-				t.Fatal(err)
-			}
-			began := time.Now()
-			source.Stop()
-			if took := time.Since(began); took > 2*time.Second {
-				t.Errorf("the end has taken %v", took)
-			}
-			if err := state.Retire(time.Second, time.Second); err != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(5 * time.Minute)
-			if kept := stored.stored != nil; kept && len(i.revoked) > 0 {
-				t.Error("a revoked token is still stored")
-			}
-			if storing < time.Second && len(i.revoked) != 1 {
-				t.Errorf("%d tokens are revoked, want 1", len(i.revoked))
-			}
-		})
-	}
-}
-
 // Unlike a refresh that is due, one that somebody asks for makes a token request.
 func TestRefreshOnCommandIsShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -132,7 +132,36 @@ func StartWatched(t testing.TB, routes string, options ...GatewayOption) *Gatewa
 
 // Load adapts and loads a site of routes, like a reload of Caddy's.
 func (g *Gateway) Load(routes string) error {
-	return caddy.Load(g.Adapt(routes), true)
+	config := g.Adapt(routes)
+	if err := caddy.Load(config, true); err != nil {
+		return err
+	}
+	g.awaitAdmin(config)
+	return nil
+}
+
+// awaitAdmin waits until the admin API of a config, if it has one, is served. Caddy does
+// so in the background: what has not begun by the next reload is served by the next
+// server, and looks as if the old one went on.
+func (g *Gateway) awaitAdmin(config []byte) {
+	g.t.Helper()
+	var parsed struct {
+		Admin struct {
+			Disabled bool
+			Listen   string
+		}
+	}
+	if err := json.Unmarshal(config, &parsed); err != nil {
+		g.t.Fatal(err)
+	}
+	if parsed.Admin.Disabled || parsed.Admin.Listen == "" {
+		return
+	}
+	AwaitReload(g.t, parsed.Admin.Listen)
+	Eventually(g.t, "the admin API", func() bool {
+		_, _, err := Admin(parsed.Admin.Listen).Try(http.MethodGet, "/config/admin")
+		return err == nil
+	})
 }
 
 // Adapt returns the JSON of the whole config around routes.
