@@ -84,6 +84,9 @@ func readings(escaped string) ([]string, error) {
 			before, _, _ := strings.Cut(path, end)
 			add(before)
 		}
+		if before, _, found := strings.Cut(path, "/;"); found && before != "" { // the slash may not count either
+			add(before)
+		}
 		add(trimSegments(path))
 		add(unescapeUnicode(path))
 		add(fold(path))
