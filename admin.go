@@ -63,7 +63,7 @@ type CredentialStatus struct {
 	Issued          time.Time        `json:"issued,omitzero"`
 	Expires         time.Time        `json:"expires,omitzero"`
 	TokenFrom       string           `json:"token_from,omitempty"`    // own or shared: who obtained it; absent without a token
-	SecretInUse     int              `json:"secret_in_use,omitempty"` // which value of the secret the token was obtained with, from 1, as they are now; 0: none of them, or there is no token
+	SecretInUse     int              `json:"secret_in_use,omitempty"` // which value of the secret the token was obtained with, from 1, as they are now; 0: none of them, or without a token
 	SecretValues    int              `json:"secret_values,omitempty"` // how many values the secret has in the config, if it has several
 	Rejected        bool             `json:"rejected,omitempty"`      // the API has answered 401 to the token, and no other could be had since
 	NextAttempt     time.Time        `json:"next_attempt,omitzero"`   // absent: when a request needs a token

@@ -170,7 +170,7 @@ func TestKeyThatEndedAndCannotBeRead(t *testing.T) {
 func TestKeyInAFileWithoutASize(t *testing.T) {
 	const file = "/proc/sys/kernel/random/boot_id"
 	if runtime.GOOS != "linux" {
-		t.Skip("there is no procfs")
+		t.Skip("needs procfs")
 	}
 	known, err := newCallers(map[string]*Caller{"shop": {Key: []string{"{file." + file + "}"}}}, zap.NewNop())
 	if err != nil {

@@ -29,7 +29,7 @@ The token in use stays in use if that fails.
 
 Names are those of caddy egress status; without one, they are listed.
 
-Exits with status 1 if there is no new token.`
+Exits with status 1 unless another token was obtained.`
 
 	revokeHelp = `
 Revokes the token of a credential at the authorization server; another is obtained
@@ -50,6 +50,6 @@ Works with voucherify (OAuth v1), and with oauth2 that has an introspection_url.
 
 Names are those of caddy egress status; without one, they are listed.
 
-Exits with status 1 if there is no answer, and with 0 also if the token is not
+Exits with status 1 unless the server answers, and with 0 also if the token is not
 active.`
 )

@@ -20,8 +20,8 @@ const maxReadings = 64
 // Readings returns every way in which an API could read the escaped path, as
 // [url.URL.EscapedPath] returns it: decoded once or repeatedly, as a whole or
 // segment by segment; with doubled slashes merged; with path parameters (;a=1)
-// removed; with what follows two slashes taken for an authority; ended by a ?, #
-// or ; that was escaped; with spaces and dots at the ends of segments removed;
+// removed, and the slash before them; with what follows two slashes taken for an
+// authority; ended by a ?, # or ; that was escaped; with spaces and dots at the ends of segments removed;
 // with characters beyond ASCII replaced by those that they stand for; and any
 // combination of these. In the first one, the escapes of characters that need
 // none, and of slashes, stay.
