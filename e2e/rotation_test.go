@@ -306,7 +306,7 @@ func TestRotationOfOneFile(t *testing.T) {
 			r.truncate("secret", newSecret)
 			r.await(1)
 			r.end()
-			if got := r.admin.Status(t, r.name); got.SecretInUse != 0 || got.SecretValues != 0 || got.LastError != nil {
+			if got := r.admin.StatusBetweenRequests(t, r.name); got.SecretInUse != 0 || got.SecretValues != 0 || got.LastError != nil {
 				t.Errorf("status %+v, want nothing of several values and no error", got)
 			}
 		})

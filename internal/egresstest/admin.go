@@ -67,6 +67,18 @@ func (a Admin) Status(t *testing.T, credential string) (status egress.Credential
 	return status
 }
 
+// StatusBetweenRequests returns the status of a credential while no token request is
+// under way. A token that the server has issued is in it: the gateway may not have read
+// that answer yet when the server has counted it.
+func (a Admin) StatusBetweenRequests(t *testing.T, credential string) (status egress.CredentialStatus) {
+	t.Helper()
+	Eventually(t, "the time between two token requests", func() bool {
+		status = a.Status(t, credential)
+		return status.State != "refreshing"
+	})
+	return status
+}
+
 // Series are metrics of caddy-egress: name{labels} to value.
 type Series map[string]float64
 
