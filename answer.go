@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/caddy-egress/caddy-egress/internal/replaybody"
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
@@ -256,12 +259,39 @@ func (r *refusal) logged() bool {
 	return true
 }
 
-// answer returns the answer to req, its body rendered as the API's own errors are.
-func (r *refusal) answer(req *http.Request, render func(status int, key, message string) (contentType string, body []byte)) *http.Response {
-	key := r.key
-	if key == "" {
-		key = r.outcome.String()
+// name returns what the answer and the log call the refusal.
+func (r *refusal) name() string {
+	if r.key != "" {
+		return r.key
 	}
+	return r.outcome.String()
+}
+
+// fields returns what is logged of the refusal of req, after fields of the handler's
+// own. leftOut refusals before it were not logged.
+func (r *refusal) fields(req *http.Request, leftOut int64, own ...zap.Field) []zap.Field {
+	fields := append(own, zap.String("reason", r.message+r.detail), zap.String("remote_addr", req.RemoteAddr))
+	if leftOut > 0 {
+		fields = append(fields, zap.Int64("left_out", leftOut))
+	}
+	return fields
+}
+
+// renderer renders an error: as an API does, or as a token endpoint.
+type renderer func(status int, key, message string) (contentType string, body []byte)
+
+// write answers req with w, whose header may hold more than the answer needs.
+func (r *refusal) write(w http.ResponseWriter, req *http.Request, render renderer) error {
+	resp := r.answer(req, render)
+	maps.Copy(w.Header(), resp.Header)
+	w.WriteHeader(resp.StatusCode)
+	_, err := io.Copy(w, resp.Body)
+	return err
+}
+
+// answer returns the answer to req, its body rendered as the API's own errors are.
+func (r *refusal) answer(req *http.Request, render renderer) *http.Response {
+	key := r.name()
 	header := http.Header{"Cache-Control": {"no-store"}, "X-Content-Type-Options": {"nosniff"}}
 	var body []byte
 	if r.status == http.StatusNoContent {

@@ -321,10 +321,7 @@ func (c *call) refuse(r *refusal) (*http.Response, error) {
 	}
 	resp := r.answer(c.req, c.api.Error)
 	if !c.probe {
-		c.guard.cors.expose(resp.Header, c.repl, false)
-		if r.outcome == outcomePreflight {
-			c.guard.cors.allowPreflight(resp.Header, c.repl)
-		}
+		c.guard.cors.refused(resp.Header, c.repl, r)
 	}
 	return resp, nil
 }
@@ -344,19 +341,9 @@ func (c *call) logRefusal(r *refusal) {
 		c.app.emit(eventCallerRefused, c.credential, map[string]any{"caller": caller, "outcome": r.outcome.String()})
 	}
 	if e := c.logger.Check(zap.WarnLevel, "refused a request"); e != nil {
-		key := r.key
-		if key == "" {
-			key = r.outcome.String()
-		}
-		fields := []zap.Field{
-			zap.String("credential", c.credential.name()), zap.String("outcome", key),
-			zap.String("reason", r.message+r.detail), zap.String("remote_addr", c.req.RemoteAddr),
-		}
+		fields := r.fields(c.req, leftOut, zap.String("credential", c.credential.name()), zap.String("outcome", r.name()))
 		if caller != "" {
 			fields = append(fields, zap.String("caller", caller))
-		}
-		if leftOut > 0 {
-			fields = append(fields, zap.Int64("left_out", leftOut))
 		}
 		e.Write(fields...)
 	}

@@ -132,6 +132,14 @@ func (c *cors) expose(header http.Header, repl *caddy.Replacer, ofAPI bool) {
 	}
 }
 
+// refused completes the header of a refusal, of which some are answers to preflights.
+func (c *cors) refused(header http.Header, repl *caddy.Replacer, r *refusal) {
+	c.expose(header, repl, false)
+	if r.outcome == outcomePreflight {
+		c.allowPreflight(header, repl)
+	}
+}
+
 // addVary adds name to the Vary of an answer.
 func addVary(header http.Header, name string) {
 	vary := header["Vary"]

@@ -8,8 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"html/template"
-	"io"
-	"maps"
 	"net/http"
 	"reflect"
 	"slices"
@@ -138,17 +136,17 @@ func (h *StatusPage) ServeHTTP(w http.ResponseWriter, req *http.Request, _ caddy
 	}
 	header.Set("Content-Length", strconv.Itoa(body.Len()))
 	header.Set("Proxy-Status", proxyName+`; details="status"`)
-	h.complete(header, repl)
+	completeStatus(header)
+	h.guard.cors.expose(header, repl, false)
 	_, err := body.WriteTo(w)
 	return err
 }
 
-// complete completes the header of an answer: it is for this client, now.
-func (h *StatusPage) complete(header http.Header, repl *caddy.Replacer) {
+// completeStatus completes the header of an answer: it is for this client, now.
+func completeStatus(header http.Header) {
 	header.Set("Cache-Control", "no-store")
 	header.Set("X-Content-Type-Options", "nosniff")
 	header.Set("Referrer-Policy", "no-referrer")
-	h.guard.cors.expose(header, repl, false)
 }
 
 // refuse answers in place of the page.
@@ -156,16 +154,9 @@ func (h *StatusPage) refuse(w http.ResponseWriter, req *http.Request, repl *cadd
 	if r.logged() {
 		h.logRefusal(req, r)
 	}
-	resp := r.answer(req, problem)
-	header := w.Header()
-	maps.Copy(header, resp.Header)
-	h.complete(header, repl)
-	if r.outcome == outcomePreflight {
-		h.guard.cors.allowPreflight(header, repl)
-	}
-	w.WriteHeader(resp.StatusCode)
-	_, err := io.Copy(w, resp.Body)
-	return err
+	completeStatus(w.Header())
+	h.guard.cors.refused(w.Header(), repl, r)
+	return r.write(w, req, problem)
 }
 
 // logRefusal logs one refusal of a kind a second, with the number of those that
@@ -175,15 +166,7 @@ func (h *StatusPage) logRefusal(req *http.Request, r *refusal) {
 	if !ok {
 		return
 	}
-	key := r.key
-	if key == "" {
-		key = r.outcome.String()
-	}
-	fields := []zap.Field{zap.String("outcome", key), zap.String("reason", r.message+r.detail), zap.String("remote_addr", req.RemoteAddr)}
-	if leftOut > 0 {
-		fields = append(fields, zap.Int64("left_out", leftOut))
-	}
-	h.logger.Warn("refused a request", fields...)
+	h.logger.Warn("refused a request", r.fields(req, leftOut, zap.String("outcome", r.name()))...)
 }
 
 //go:embed statuspage.html

@@ -3,8 +3,6 @@ package egress
 import (
 	"encoding/json"
 	"fmt"
-	"io"
-	"maps"
 	"net/http"
 	"net/url"
 	"path"
@@ -275,7 +273,8 @@ func (e *exchange) answer(details string, body any) error {
 	header.Set("Proxy-Status", fmt.Sprintf("%s; details=%q", proxyName, details))
 	header.Set("Content-Type", "application/json")
 	header.Set("Content-Length", strconv.Itoa(len(content)))
-	e.complete(header)
+	completeToken(header)
+	e.guard.cors.expose(header, e.repl, false)
 	_, err = e.w.Write(content)
 	return err
 }
@@ -293,24 +292,18 @@ func (e *exchange) refuse(r *refusal, name string) error {
 	if r.outcome != outcomePreflight {
 		e.logRefusal(r, code, name)
 	}
-	resp := r.answer(e.req, func(_ int, _, message string) (string, []byte) { return oauthErrorBody(code, message) })
 	header := e.w.Header()
-	maps.Copy(header, resp.Header)
-	e.complete(header)
-	if r.outcome == outcomePreflight {
-		e.guard.cors.allowPreflight(header, e.repl)
-	}
-	e.w.WriteHeader(resp.StatusCode)
-	_, err := io.Copy(e.w, resp.Body)
-	return err
+	completeToken(header)
+	e.guard.cors.refused(header, e.repl, r)
+	return r.write(e.w, e.req, func(_ int, _, message string) (string, []byte) { return oauthErrorBody(code, message) })
 }
 
-// complete completes the header of an answer: it is for this client, now.
-func (e *exchange) complete(header http.Header) {
+// completeToken completes the header of an answer: it is for this client, now
+// (RFC 6749 §5.1).
+func completeToken(header http.Header) {
 	header.Set("Cache-Control", "no-store")
 	header.Set("Pragma", "no-cache")
 	header.Set("X-Content-Type-Options", "nosniff")
-	e.guard.cors.expose(header, e.repl, false)
 }
 
 // logRefusal logs one refusal a second for each caller that is named, with the
@@ -321,12 +314,9 @@ func (e *exchange) logRefusal(r *refusal, code, name string) {
 	if !ok {
 		return
 	}
-	fields := []zap.Field{zap.String("error", code), zap.String("reason", r.message+r.detail), zap.String("remote_addr", e.req.RemoteAddr)}
+	fields := r.fields(e.req, leftOut, zap.String("error", code))
 	if name != "" {
 		fields = append(fields, zap.String("caller", name))
-	}
-	if leftOut > 0 {
-		fields = append(fields, zap.Int64("left_out", leftOut))
 	}
 	e.logger.Warn("refused a token request", fields...)
 }

@@ -3,8 +3,6 @@ package egress
 import (
 	"errors"
 	"fmt"
-	"io"
-	"maps"
 	"net/http"
 	"strings"
 
@@ -37,7 +35,7 @@ type Unreachable struct {
 	// those of the global option.
 	Origins []string `json:"origins,omitempty"`
 
-	render func(status int, key, message string) (contentType string, body []byte)
+	render renderer
 	cors   cors
 }
 
@@ -97,11 +95,8 @@ func (h *Unreachable) ServeHTTP(w http.ResponseWriter, req *http.Request, next c
 		last.answered = true
 	}
 	repl, _ := req.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	resp := r.answer(req, h.render)
-	h.cors.expose(resp.Header, repl, false)
-	maps.Copy(w.Header(), resp.Header)
-	w.WriteHeader(resp.StatusCode)
-	_, _ = io.Copy(w, resp.Body) // the client may have left
+	h.cors.expose(w.Header(), repl, false)
+	_ = r.write(w, req, h.render) // the client may have left
 	return err
 }
 
