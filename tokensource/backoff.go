@@ -153,31 +153,36 @@ const (
 	budgetEvery = time.Second
 )
 
-// forgetRefusal ends the wait after a refusal if the secret has a value by now that
-// it did not have. It looks at most every secretCheck.
-func (s *Source) forgetRefusal(ctx context.Context) {
-	st := s.state
-	now := time.Now()
-	st.mu.Lock()
+// doubtedRefusal returns the last failure if the secret has to be looked at because of
+// it, which is at most every secretCheck: it was a refusal, and the secret may have
+// changed. Else it returns nil. mu is held.
+func (st *State) doubtedRefusal(now time.Time) *failure {
 	f := st.failure
-	look := f != nil && f.class == tokenprovider.Refused && now.Sub(f.checked) >= secretCheck
-	if look {
-		f.checked = now
+	if f == nil || f.class != tokenprovider.Refused || now.Sub(f.checked) < secretCheck {
+		return nil
 	}
-	st.mu.Unlock()
-	if !look {
-		return
-	}
+	f.checked = now
+	return f
+}
 
+// endWait ends the wait after f, a refusal, if the secret has a value by now that it
+// did not have.
+func (s *Source) endWait(ctx context.Context, f *failure) {
 	ctx, cancel := context.WithTimeout(ctx, rememberedWait)
 	defer cancel()
 	values, _ := s.read(ctx)
 	if !slices.ContainsFunc(values, func(a alternative) bool { return !slices.Contains(f.fingerprints, a.fingerprint) }) {
 		return
 	}
+	st := s.state
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.failure == f {
+	switch {
+	case st.failure != f:
+	case st.current.Load().live(): // no request waits for another
+		st.failure = f.startOver(time.Now())
+		st.reschedule()
+	default:
 		st.failure = nil
 	}
 }

@@ -23,6 +23,7 @@ type logger struct {
 	repeated time.Time // when a failure was last logged
 	heldBack time.Time // when a hold was last logged
 	usable   bool      // there was a live token then
+	rejected bool      // the API had answered 401 to it
 	narrowed bool      // warned that the server grants less than was asked for
 	assumed  bool      // warned that it does not say how long tokens live
 	failing  *failure  // the last one, until there is a token
@@ -118,8 +119,9 @@ func (l *logger) failed(r *tokenRequest, before *failure, now time.Time, live bo
 	// while a config starts, its own servers may not be up yet: the first try
 	// of all is allowed to fail
 	early := r.trigger == triggerWarmup && before == nil && r.failure.class == tokenprovider.Transient
-	lost := l.usable && !live // what was a warning is an error now
-	l.usable = live
+	rejected := live && r.failure.rejected
+	lost := l.usable && !live || rejected && !l.rejected // what was a warning is an error now
+	l.usable, l.rejected = live, rejected
 	if before != nil && !lost && sameKind(before.err, r.failure.err) && !l.repeated.IsZero() && now.Sub(l.repeated) < repeatEvery {
 		return
 	}
@@ -140,6 +142,8 @@ func (l *logger) failed(r *tokenRequest, before *failure, now time.Time, live bo
 	switch {
 	case early:
 		l.named().Info("no first token yet; trying again", fields...)
+	case rejected:
+		l.named().Error("could not replace a token that the API rejects; requests that it answers with 401 fail until another comes", fields...)
 	case live:
 		l.named().Warn("could not refresh the token; the present one is used until it expires", fields...)
 	case r.failure.class == tokenprovider.Refused:

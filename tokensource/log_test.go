@@ -42,11 +42,12 @@ func checkSummary(t *testing.T, logs *observer.ObservedLogs, want ...string) {
 }
 
 const (
-	logEarly   = "info: no first token yet"
-	logNone    = "error: could not get a token"
-	logStale   = "warn: could not refresh the token"
-	logRefused = "error: the authorization server refuses the credential"
-	logAgain   = "info: token endpoint issues tokens again"
+	logEarly    = "info: no first token yet"
+	logNone     = "error: could not get a token"
+	logStale    = "warn: could not refresh the token"
+	logRejected = "error: could not replace a token that the API rejects"
+	logRefused  = "error: the authorization server refuses the credential"
+	logAgain    = "info: token endpoint issues tokens again"
 )
 
 func TestOutageIsLoggedOnceAndItsEnd(t *testing.T) {
@@ -254,6 +255,35 @@ func TestWarningBecomesAnErrorWhenTheTokenExpires(t *testing.T) {
 		if got := logs.All()[logs.Len()-1].Time.Sub(i.at(0)); got != time.Minute {
 			t.Errorf("the error came after %v, want it when the token expires", got)
 		}
+	})
+}
+
+func TestRejectedTokenThatCannotBeReplacedIsAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logs, option := observed()
+		i := &issuer{lifetime: time.Hour}
+		s := newSource(t, i, option)
+		s.Start()
+		_, _, _ = get(s)
+		i.set(func(i *issuer) { i.err = down })
+		for range 10 { // by a 401, and then by time
+			call(t, s, by, never)
+			time.Sleep(time.Second)
+		}
+		checkSummary(t, logs, logRejected)
+
+		i.set(func(i *issuer) { i.err = nil })
+		time.Sleep(time.Minute)
+		i.set(func(i *issuer) { i.err = down })
+		logs.TakeAll()
+		time.Sleep(42 * time.Minute) // a refresh has failed
+		if got := summary(logs); !strings.HasPrefix(got, logStale) || strings.Contains(got, "error") {
+			t.Errorf("logged\n%s\nwant warnings", got)
+		}
+		logs.TakeAll()
+		call(t, s, by, never)
+		time.Sleep(31 * time.Second) // the next one has
+		checkSummary(t, logs, logRejected)
 	})
 }
 

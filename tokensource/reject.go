@@ -51,6 +51,9 @@ func (s *Source) Rejected(t *Token, by Sender) *Fresh {
 		// no other token can be had now; but one is wanted, as far as this client
 		// may want one
 		st.failure.rejected = true
+		if refusal := st.doubtedRefusal(now); refusal != nil {
+			go st.newest(s).endWait(context.Background(), refusal) // the 401 does not wait for a file
+		}
 		if current.live() && st.rejections.allow(by, t, now) && st.failure.shortenWait(st.failure.ifWanted) {
 			st.reschedule()
 		}

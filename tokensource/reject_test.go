@@ -292,6 +292,37 @@ func TestRejectedTokenStaysInUseWhereNoOtherCanBeHad(t *testing.T) {
 	}
 }
 
+// An operator has deleted the key with its tokens, and writes the new one to the file
+// later than that.
+func TestChangedSecretIsTriedAtOnceWhereTheTokenIsRejected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := &issuer{latency: 50 * time.Millisecond, lifetime: 15 * time.Minute, secret: "old"}
+		s := newSource(t, i)
+		s.Start()
+		_, _, _ = get(s)
+		i.set(func(i *issuer) { i.err = refused })
+		revoked := s.Live().Value.Reveal()
+		valid := func(token string) bool { return token != revoked }
+		for range 200 { // until the waits are as long as they get
+			if !call(t, s, by, valid) {
+				t.Fatal("the client did not see the API's 401")
+			}
+			time.Sleep(time.Second)
+		}
+		if got := i.count(); got > 10 {
+			t.Errorf("%d token requests with a secret that stays the same, want 10 at most in 200 s", got)
+		}
+		i.set(func(i *issuer) { i.secret, i.err = "new", nil })
+		start := time.Now()
+		for call(t, s, by, valid) {
+			time.Sleep(100 * time.Millisecond)
+		}
+		if took := time.Since(start); took > 1200*time.Millisecond {
+			t.Errorf("401 for %v after the secret has changed, want a second, and what the token request takes", took)
+		}
+	})
+}
+
 // rejectedTwice has the API reject the token of s, and the fresh one as well. It
 // returns the fresh token.
 func rejectedTwice(t *testing.T, s *tokensource.Source, by tokensource.Sender) *tokensource.Token {

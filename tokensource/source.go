@@ -148,11 +148,15 @@ func (s *Source) firstUse(t *Token) {
 
 // wait returns the token of the request under way, or of a new one.
 func (s *Source) wait(ctx context.Context) (*Token, error) {
-	s.forgetRefusal(ctx)
 	st := s.state
-	now := time.Now()
-
 	st.mu.Lock()
+	if refusal := st.doubtedRefusal(time.Now()); refusal != nil {
+		newest := st.newest(s)
+		st.mu.Unlock()
+		newest.endWait(ctx, refusal)
+		st.mu.Lock()
+	}
+	now := time.Now()
 	if t := st.current.Load(); t.live() {
 		st.mu.Unlock()
 		return t, nil
