@@ -121,9 +121,7 @@ func (c *call) do() (*http.Response, error) {
 	c.count()
 	if c.report != nil {
 		c.report.sent(err, c.body.Failed())
-		if c.report.failure != nil && c.req.Context().Err() == nil {
-			c.credential.metrics.upstreamFailure()
-		}
+		c.noteHealth(resp)
 	}
 	tokens := c.sentTokens()
 	if err != nil {
@@ -135,6 +133,18 @@ func (c *call) do() (*http.Response, error) {
 		c.guard.cors.expose(resp.Header, c.repl, true)
 	}
 	return resp, nil
+}
+
+// noteHealth notes how the API is doing, by its answer to a client's request; nil if
+// there is none, which may be the client's fault.
+func (c *call) noteHealth(resp *http.Response) {
+	switch {
+	case resp != nil:
+		c.credential.apiHealth.answered(c.rejects(resp.StatusCode))
+	case c.report.failure != nil && c.req.Context().Err() == nil:
+		c.credential.metrics.upstreamFailure()
+		c.credential.apiHealth.noAnswer(time.Now())
+	}
 }
 
 // client returns who is charged with what the request costs: the caller, where one

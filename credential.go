@@ -190,6 +190,7 @@ type activeCredential struct {
 	metrics      *credentialMetrics
 	rateLimit    *rateLimit
 	quota        *quota
+	apiHealth    apiHealth
 	lastSent     atomic.Pointer[tokensource.Token]
 	sends        bool // routes send its tokens, which are fetched before they are needed
 	identity     string

@@ -10,11 +10,15 @@ import (
 	"github.com/caddy-egress/caddy-egress/tokensource"
 )
 
+// problemNoToken is that of a credential without a token.
+const problemNoToken = "no token"
+
 // problems returns what of a credential needs attention.
-func (c *credentialReport) problems(now time.Time) (all []problemReport) {
+func (c *credentialReport) problems(api *apiHealth, now time.Time) (all []problemReport) {
+	times, since, rejected := api.rejected.long()
 	if e := c.LastError; e != nil && c.State != string(tokensource.PhaseIdle) { // nobody is waiting for it if it is idle
 		p := problemReport{
-			Health: healthFailing, Subject: c.Credential, Problem: "no token", Error: e.Message, Since: e.Since, Attempts: e.Attempts, Next: c.NextAttempt,
+			Health: healthFailing, Subject: c.Credential, Problem: problemNoToken, Error: e.Message, Since: e.Since, Attempts: e.Attempts, Next: c.NextAttempt,
 			Advice: e.Advice, Commands: []string{"caddy egress refresh " + c.Credential},
 		}
 		refused := e.Class == string(tokenprovider.Refused)
@@ -26,6 +30,9 @@ func (c *credentialReport) problems(now time.Time) (all []problemReport) {
 			p.Commands = slices.Insert(p.Commands, 0, check)
 		}
 		switch {
+		case c.Rejected && rejected:
+			p.Problem = "the API rejects the token, and no other can be had"
+			p.Effect = "Clients get the 401 of the API. The token expires " + inSpan(c.Expires.Sub(now)) + "."
 		case !c.Expires.IsZero():
 			p.Health, p.Problem = healthWarning, "no fresh token"
 			p.Effect = "Requests are sent with the token at hand, which expires " + inSpan(c.Expires.Sub(now)) + "."
@@ -38,6 +45,20 @@ func (c *credentialReport) problems(now time.Time) (all []problemReport) {
 			p.Effect = fmt.Sprintf("Requests are answered with 503 %s.", outcomeTokenUnavailable)
 		}
 		all = append(all, p)
+	}
+	if rejected && !c.Rejected {
+		all = append(all, problemReport{
+			Health: healthFailing, Subject: c.Credential, Problem: "the API answers 401 to all requests", Since: since, Attempts: times,
+			Effect: "Clients get the 401 of the API, though the token is fresh.",
+			Advice: "check what clients call, and that the token is for this API: audience, region, scopes, and whether the key may be used from this address",
+		})
+	}
+	if times, since, ok := api.unanswered.long(); ok {
+		all = append(all, problemReport{
+			Health: healthFailing, Subject: c.Credential, Problem: "the API does not answer", Since: since, Attempts: times,
+			Effect: "Requests are answered with 502, 503 or 504 " + keyAPIUnreachable + ".",
+			Advice: "the log of http.log.error has the cause; check that this machine reaches the API",
+		})
 	}
 	if c.SecretInUse > 1 {
 		all = append(all, problemReport{

@@ -204,7 +204,7 @@ func (g *credentialGroup) worst() health {
 // add adds a credential to a group.
 func (r *statusReport) add(g *credentialGroup, c *activeCredential, requests requestCount) {
 	report := credentialReport{CredentialStatus: c.status(), Health: healthOK, Requests: requests}
-	problems := report.problems(r.Time)
+	problems := report.problems(&c.apiHealth, r.Time)
 	r.Problems = append(r.Problems, problems...)
 	for _, p := range problems {
 		if compareHealth(p.Health, report.Health) < 0 {
@@ -220,21 +220,26 @@ func (r *statusReport) add(g *credentialGroup, c *activeCredential, requests req
 // summarize says in a sentence how the gateway is doing.
 func (r *statusReport) summarize(total, families int) {
 	r.Health = healthOK
-	failing, warnings := 0, 0
+	failing, withoutToken := 0, 0
 	for _, p := range r.Problems {
 		if p.Health == healthFailing {
 			failing++
-		} else {
-			warnings++
+		}
+		if p.Problem == problemNoToken {
+			withoutToken++
 		}
 	}
+	attention := plural(len(r.Problems), "thing needs", "things need") + " attention."
 	switch {
-	case failing > 0:
+	case failing > 0 && failing == withoutToken:
 		r.Health = healthFailing
 		r.Summary = plural(failing, "credential has", "credentials have") + " no token: requests fail."
-	case warnings > 0:
+	case failing > 0:
+		r.Health = healthFailing
+		r.Summary = "Requests fail: " + attention
+	case len(r.Problems) > 0:
 		r.Health = healthWarning
-		r.Summary = "Requests have tokens, but " + plural(warnings, "thing needs", "things need") + " attention."
+		r.Summary = "Requests have tokens, but " + attention
 	case total > 0:
 		r.Summary = "All is well: " + plural(total, "credential is", "credentials are") + " in use."
 	case families > 0:
