@@ -106,11 +106,15 @@ func TestFaultyStorage(t *testing.T) {
 	ctx := t.Context()
 	outcomes := func(fault egresstest.StorageFault) (errs [3]error) {
 		shared.Fault(t, fault)
-		short, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+		patience := time.Minute
+		if fault == egresstest.StorageNoLocks { // the one that is waited for in vain
+			patience = 10 * time.Millisecond
+		}
+		limited, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
 		_, errs[0] = storage.Load(ctx, "ab")
 		errs[1] = storage.Store(ctx, "ab", nil)
-		if errs[2] = storage.Lock(short, "x"); errs[2] == nil {
+		if errs[2] = storage.Lock(limited, "x"); errs[2] == nil {
 			if err := storage.Unlock(ctx, "x"); err != nil {
 				t.Error(err)
 			}
