@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -169,18 +170,23 @@ func parseStatus(status string) (int64, error) {
 	return 0, errors.New("/proc/<pid>/status has no VmRSS")
 }
 
-// freePorts returns n ports that the kernel picked. Nothing keeps others from
-// taking one before it is used; then a server fails to start, and says so.
-func freePorts(ctx context.Context, n int) ([]int, error) {
-	var ports []int
+// freePorts returns n ports that are free, and not among those that the kernel picks,
+// for connections and for others' servers: so one is seldom taken before it is used.
+// Then a server fails to start, and says so.
+func freePorts(ctx context.Context, n int) (ports []int, err error) {
+	const least, most = 10_000, 32_000 // the kernel picks from 32,768 on, unless configured otherwise
 	var lc net.ListenConfig
-	for range n {
-		listener, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
+	for tries := 0; len(ports) < n && tries < 100*n; tries++ {
+		port := least + mathrand.IntN(most-least) //nolint:gosec // no secret
+		var listener net.Listener
+		if listener, err = lc.Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err != nil {
+			continue
 		}
 		defer listener.Close() // only at the end, so that all differ
-		ports = append(ports, listener.Addr().(*net.TCPAddr).Port)
+		ports = append(ports, port)
+	}
+	if len(ports) < n {
+		return nil, err
 	}
 	return ports, nil
 }
