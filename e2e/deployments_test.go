@@ -203,6 +203,9 @@ func TestSystemdDeployment(t *testing.T) {
 		return body == "not found: use /v1/ only"
 	})
 	requests := api.Stats().TokenRequests
+	egresstest.Eventually(t, "the token in the storage", func() bool { // requests do not wait for that
+		return storedTokens(filepath.Join(d.dir, "caddy")) == 1
+	})
 	d.stop()
 	d.start(nil, socket)
 	d.waitFor(url + "/ready")

@@ -79,6 +79,13 @@ func (s *sharing) get() {
 // storedKey is a key of what is stored of tokens.
 var storedKey = regexp.MustCompile(`/egress/(tokens/[0-9a-f]{64}|sharers/[0-9a-f]{64}/[0-9a-f]{16})$`)
 
+// storedTokens returns how many tokens are in a folder, under their names: a file has
+// another one while it is written.
+func storedTokens(dir string) int {
+	entries, _ := filepath.Glob(filepath.Join(dir, "egress", "tokens", strings.Repeat("[0-9a-f]", 64)))
+	return len(entries)
+}
+
 // holdsAToken reports whether the token has been stored, which requests do not wait for.
 func (s *sharing) holdsAToken() bool {
 	keys, _ := s.stored()
