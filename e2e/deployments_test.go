@@ -73,9 +73,10 @@ func newDeployment(t *testing.T, path string, replace ...string) *deployment {
 	return d
 }
 
+// write replaces the Caddyfile at once: one that is watched may be read at any time.
 func (d *deployment) write(text string) {
 	d.t.Helper()
-	if err := os.WriteFile(d.caddyfile, []byte(text), 0o600); err != nil {
+	if err := errors.Join(os.WriteFile(d.caddyfile+".new", []byte(text), 0o600), os.Rename(d.caddyfile+".new", d.caddyfile)); err != nil {
 		d.t.Fatal(err)
 	}
 }
