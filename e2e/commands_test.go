@@ -29,7 +29,7 @@ type caddyResult struct {
 // runCaddy runs `caddy <args...>`. What it prints is searched for leaks.
 func runCaddy(t *testing.T, args ...string) caddyResult {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := egresstest.CaddyCommand(ctx, t.TempDir(), args...)
 	var stdout, stderr bytes.Buffer

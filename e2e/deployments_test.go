@@ -203,10 +203,10 @@ func TestSystemdDeployment(t *testing.T) {
 		_, body := d.fetch(egresstest.Client, url+"/")
 		return body == "not found: use /v1/ only"
 	})
-	requests := api.Stats().TokenRequests
 	egresstest.Eventually(t, "the token in the storage", func() bool { // requests do not wait for that
 		return storedTokens(filepath.Join(d.dir, "caddy")) == 1
 	})
+	requests := api.Stats().TokenRequests
 	d.stop()
 	d.start(nil, socket)
 	d.waitFor(url + "/ready")
@@ -436,7 +436,7 @@ func TestProxiesDeployment(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
 		fmt.Fprintf(conn, "PROXY TCP4 %s 127.0.0.1 4711 443\r\n", peer)
 		secure := tls.Client(conn, &tls.Config{RootCAs: pool, ServerName: "localhost", NextProtos: []string{"http/1.1"}, Certificates: nightly.Transport.(*http.Transport).TLSClientConfig.Certificates})
 		fmt.Fprintf(secure, "GET /v1/vouchers HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")

@@ -172,7 +172,7 @@ func (b *tab) try(method string, params any) (json.RawMessage, error) {
 			return nil, errors.New(string(m.Error))
 		}
 		return m.Result, nil
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		return nil, errors.New("the browser does not answer")
 	}
 }

@@ -309,7 +309,7 @@ func (p *Process) Status(credential string) (status egress.CredentialStatus) {
 // Command runs `caddy egress <args...>` for it and returns what that prints.
 func (p *Process) Command(args ...string) string {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(p.t.Context(), time.Minute)
 	defer cancel()
 	args = append(append([]string{"egress"}, args...), "--address", p.AdminAddr)
 	output, err := CaddyCommand(ctx, p.dir, args...).CombinedOutput()
