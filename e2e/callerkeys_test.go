@@ -165,10 +165,7 @@ func TestFilesOfKeys(t *testing.T) {
 	}
 	s.settle()
 	for name, c := range cases {
-		want, other := "", map[string]string{gone: unusable, unusable: gone}[c.logged]
-		if c.logged == unusable {
-			want = name
-		}
+		other := map[string]string{gone: unusable, unusable: gone}[c.logged]
 		of := func(message string) (lines []map[string]any) {
 			for _, line := range s.g.LogLines(message) {
 				if line["caller"] == name && line["file"] == s.files[name].path {
@@ -178,8 +175,10 @@ func TestFilesOfKeys(t *testing.T) {
 			return lines
 		}
 		egresstest.Eventually(t, "a line in the log about "+name, func() bool { return len(of(c.logged)) > 0 })
-		if got := s.knows(egresstest.Key(name)); got != want {
-			t.Errorf("%s: its key is that of %q, want %q", name, got, want)
+		if c.logged == gone { // which is logged before it counts
+			s.becomes(egresstest.Key(name), "")
+		} else if got := s.knows(egresstest.Key(name)); got != name {
+			t.Errorf("%s: its key is that of %q", name, got)
 		}
 		if got, more := of(c.logged), of(other); len(got) != 1 || len(more) > 0 {
 			t.Errorf("%s: logged %v and %v, want one line", name, got, more)
