@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -15,11 +16,11 @@ import (
 	"github.com/caddy-egress/caddy-egress/tokenprovider"
 )
 
-// secretFile is a client's secret in a file, and the one that the server knows.
+// secretFile is a client's secret in a file, and those that the server knows.
 type secretFile struct {
 	t     *testing.T
 	path  string
-	valid atomic.Pointer[string]
+	valid atomic.Pointer[[]string]
 }
 
 func newSecretFile(t *testing.T, secret string) *secretFile {
@@ -41,13 +42,16 @@ func (f *secretFile) write(secret string) {
 	}
 }
 
-func (f *secretFile) accept(secret string) { f.valid.Store(&secret) }
+func (f *secretFile) accept(secrets ...string) { f.valid.Store(&secrets) }
 
 // endpoint issues tokens of so many seconds to whoever knows the secret.
 func (f *secretFile) endpoint(lifetime int) *egresstest.Tokens {
 	e := egresstest.NewTokens(f.t)
 	e.Answer = func(w http.ResponseWriter, r *http.Request) {
-		if want := tokenprovider.BasicAuth("gateway", tokenprovider.NewSecret(*f.valid.Load())); r.Header.Get("Authorization") != want {
+		known := func(secret string) bool {
+			return r.Header.Get("Authorization") == tokenprovider.BasicAuth("gateway", tokenprovider.NewSecret(secret))
+		}
+		if !slices.ContainsFunc(*f.valid.Load(), known) {
 			egresstest.Say(401, `{"error":"invalid_client","error_description":"`+egresstest.Marker+`"}`)(w, r)
 			return
 		}
@@ -67,7 +71,8 @@ func TestRotatedSecretIsUsedAtTheNextTokenRequest(t *testing.T) {
 	g := egresstest.StartWatched(t, f.route(api, endpoint))
 	g.Get("/v1/warm-up")
 	before := endpoint.Count()
-	f.write(egresstest.Secret + "-rotated\n") // a newline at the end is not part of it
+	f.accept(egresstest.Secret, egresstest.Secret+"-rotated") // a token request may be under way
+	f.write(egresstest.Secret + "-rotated\n")                 // a newline at the end is not part of it
 	f.accept(egresstest.Secret + "-rotated")
 	egresstest.Eventually(t, "two more tokens", func() bool {
 		if resp, body := g.Get("/v1/x"); resp.StatusCode != http.StatusOK {
