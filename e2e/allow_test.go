@@ -242,7 +242,7 @@ func TestConfiguredEndpointsAreNotReached(t *testing.T) {
 			`+credential+`
 		}
 	}`)
-	egresstest.Eventually(t, "the gateway's tokens", func() bool { return api.Count() == 2 })
+	egresstest.Eventually(t, "the gateway's tokens", func() bool { return issued.Load() == 2 })
 	get := func(way, path string) (*http.Response, string) {
 		req := g.Request(http.MethodPost, path, nil)
 		req.Header.Set("X-Way", way)

@@ -469,7 +469,12 @@ func TestStatusShowsTheTokenOfHealthChecks(t *testing.T) {
 		s, _ := statusAt(t, g, "/status")
 		return s.Health == "failing" && s.Problems[0].Subject == "probed"
 	})
-	if state := admin.Status(t, "probed").State; state != "refused" {
+	var state string
+	egresstest.Eventually(t, "the time between two retries", func() bool {
+		state = admin.Status(t, "probed").State
+		return state != "refreshing"
+	})
+	if state != "refused" {
 		t.Errorf("the state is %q", state)
 	}
 }
