@@ -141,6 +141,7 @@ func newAttackStage(t *testing.T) *attackStage {
 		t.Fatal(err)
 	}
 	s.g.GetAfterReload("/v1/warm-up")
+	egresstest.AwaitReload(t, s.addr)
 	s.mintTokens(shop)
 	return s
 }

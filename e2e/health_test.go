@@ -16,7 +16,7 @@ import (
 const healthChecks = `
 	health_uri      /health
 	health_interval 50ms
-	health_timeout  2s
+	health_timeout  20s
 `
 
 func TestHealthChecksCarryTheToken(t *testing.T) {
