@@ -29,9 +29,12 @@ func TestFleetExample(t *testing.T) {
 	})
 	egresstest.Eventually(t, "requests at each gateway", func() bool { return e.get() == http.StatusOK && len(e.gateways) == 3 })
 	requests := e.tokenRequests()
-	// one more if the first takes longer than a second, as it may on a slow machine
-	if requests > 2 {
+	// one more if the first takes longer than a second, as it may on a slow machine; with
+	// the race detector, each gateway may be that slow
+	if requests > 2 && !raceDetector {
 		t.Errorf("%d token requests, want one", requests)
+	} else if requests > 3 {
+		t.Errorf("%d token requests of 3 gateways", requests)
 	}
 
 	killed := e.process("8081")
@@ -42,8 +45,11 @@ func TestFleetExample(t *testing.T) {
 		if status := e.get(); status != http.StatusOK {
 			t.Errorf("while a gateway starts anew, a request is answered %d", status)
 		}
-		return e.process("8081") != killed && e.from("2021") == "shared"
+		return e.process("8081") != killed && e.from("2021") != ""
 	})
+	if from := e.from("2021"); from != "shared" && !raceDetector {
+		t.Errorf("a gateway that was started anew has a token that is %q", from)
+	}
 	if again := e.tokenRequests(); again > requests+1 { // a token lives for a minute
 		t.Errorf("%d token requests after a gateway was started anew, want %d", again, requests)
 	}
@@ -124,7 +130,7 @@ func startFleetExample(t *testing.T) *fleetExample {
 	})
 	select {
 	case e.key = <-key:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("run.sh does not print the key")
 	}
 	return e

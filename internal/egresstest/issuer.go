@@ -140,9 +140,17 @@ func (i *Issuer) revoke(_ http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveAPI checks that the token of a request is live, and of the right client.
+// sentHeader says when a request was sent.
+const sentHeader = "X-Sent"
+
+// serveAPI checks that the token of a request was live when the request was sent, which
+// may be long ago where the machine is busy, and of the right client.
 func (i *Issuer) serveAPI(w http.ResponseWriter, r *http.Request) {
 	now := time.Now()
+	sent, err := time.Parse(time.RFC3339Nano, r.Header.Get(sentHeader))
+	if err != nil {
+		sent = now
+	}
 	use := TokenUse{At: now, Process: r.Header.Get(processHeader), Credential: r.PathValue("credential")}
 	use.Token = strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
 
@@ -156,8 +164,8 @@ func (i *Issuer) serveAPI(w http.ResponseWriter, r *http.Request) {
 		fault = "that was never issued"
 	case request.Client != use.Credential:
 		fault = "of client " + request.Client
-	case now.After(request.At.Add(i.lifetime)):
-		fault = fmt.Sprintf("that expired %s ago", now.Sub(request.At.Add(i.lifetime)))
+	case sent.After(request.At.Add(i.lifetime)):
+		fault = fmt.Sprintf("that had expired %s before", sent.Sub(request.At.Add(i.lifetime)))
 	case !request.revoked.IsZero() && !i.lenient:
 		w.WriteHeader(http.StatusUnauthorized) // whoever has not heard of it yet tries another
 		return

@@ -280,6 +280,7 @@ func get(client *http.Client, path string, header ...string) (*http.Response, st
 	if err != nil {
 		return nil, "", err
 	}
+	req.Header.Set(sentHeader, time.Now().Format(time.RFC3339Nano))
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
