@@ -52,6 +52,23 @@ type Error struct {
 
 	// Err is the cause where there was no answer.
 	Err error
+
+	// endpoint is what was asked, where that is not the token endpoint.
+	endpoint string
+}
+
+// The endpoints beside the token endpoint.
+const (
+	revocationEndpoint    = "revocation endpoint"
+	introspectionEndpoint = "introspection endpoint"
+)
+
+// at returns err as that of a request to endpoint, which was not for a token.
+func at(endpoint string, err error) error {
+	if e, ok := errors.AsType[*Error](err); ok {
+		e.endpoint = endpoint
+	}
+	return err
 }
 
 // ErrorFormat describes the errors of an authorization server that are not
@@ -97,17 +114,21 @@ func (f ErrorFormat) isFinal(code string) bool {
 
 // Error implements error: what failed, as a person reads it.
 func (e *Error) Error() string {
+	requesting := "requesting a token"
+	if e.endpoint != "" {
+		requesting = "asking the " + e.endpoint
+	}
 	if e.Err != nil {
-		return "requesting a token: " + e.Err.Error()
+		return requesting + ": " + e.Err.Error()
 	}
 	var b strings.Builder
 	if e.Status != 0 {
-		b.WriteString("token endpoint answered " + strconv.Itoa(e.Status))
+		b.WriteString(cmp.Or(e.endpoint, "token endpoint") + " answered " + strconv.Itoa(e.Status))
 		if text := http.StatusText(e.Status); text != "" {
 			b.WriteString(" " + text)
 		}
 	} else {
-		b.WriteString("requesting a token failed")
+		b.WriteString(requesting + " failed")
 	}
 	if e.Code != "" {
 		fmt.Fprintf(&b, " (%s)", e.Code)

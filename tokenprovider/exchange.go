@@ -90,7 +90,7 @@ func RequestToken(ctx context.Context, client *http.Client, r Request) (*Token, 
 func RequestRevocation(ctx context.Context, client *http.Client, r Request, gone ...int) error {
 	resp, err := post(ctx, client, r)
 	if err != nil {
-		return err
+		return at(revocationEndpoint, err)
 	}
 	if resp.status/100 == 2 {
 		return nil
@@ -98,19 +98,20 @@ func RequestRevocation(ctx context.Context, client *http.Client, r Request, gone
 	if slices.Contains(gone, resp.status) {
 		return nil
 	}
-	return parseFailure(resp)
+	return at(revocationEndpoint, parseFailure(resp))
 }
 
 // RequestIntrospection posts one introspection request (RFC 7662).
 func RequestIntrospection(ctx context.Context, client *http.Client, r Request) (*Introspection, error) {
 	resp, err := post(ctx, client, r)
 	if err != nil {
-		return nil, err
+		return nil, at(introspectionEndpoint, err)
 	}
 	if resp.status/100 != 2 {
-		return nil, parseFailure(resp)
+		return nil, at(introspectionEndpoint, parseFailure(resp))
 	}
-	return parseIntrospection(resp)
+	in, err := parseIntrospection(resp)
+	return in, at(introspectionEndpoint, err)
 }
 
 // post sends r and reads the answer, whatever its status.

@@ -62,6 +62,25 @@ func requests(t *testing.T, url string) map[string]func(*http.Client) error {
 	}
 }
 
+// An error names what was asked: neither a revocation nor an introspection requests a
+// token.
+func TestErrorsNameTheEndpoint(t *testing.T) {
+	down := wiretest.Serve(t, "")
+	failing := wiretest.Serve(t, "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+	for name, want := range map[string]struct{ down, failing string }{
+		"token":         {"requesting a token: EOF", "token endpoint answered 503 Service Unavailable"},
+		"revocation":    {"asking the revocation endpoint: EOF", "revocation endpoint answered 503 Service Unavailable"},
+		"introspection": {"asking the introspection endpoint: EOF", "introspection endpoint answered 503 Service Unavailable"},
+	} {
+		if err := requests(t, down.URL)[name](NewClient(nil)); err == nil || err.Error() != want.down {
+			t.Errorf("%s: got %v, want %s", name, err, want.down)
+		}
+		if err := requests(t, failing.URL)[name](NewClient(nil)); err == nil || err.Error() != want.failing {
+			t.Errorf("%s: got %v, want %s", name, err, want.failing)
+		}
+	}
+}
+
 // What is not HTTP, or breaks off, is transient; nothing of it is shown.
 func TestBrokenAnswers(t *testing.T) {
 	const ok = "HTTP/1.1 200 OK\r\n"
