@@ -9,8 +9,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
-	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -90,7 +88,7 @@ type configFlags struct {
 }
 
 func (f *configFlags) register(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&f.config, "config", "c", "", "Configuration file")
+	cmd.Flags().StringVarP(&f.config, "config", "c", "", "Configuration file; if not given, the Caddyfile in the current directory")
 	cmd.Flags().StringVarP(&f.adapter, "adapter", "a", "", "Name of config adapter to apply")
 	cmd.Flags().BoolVar(&f.json, "json", false, "Print JSON instead of a table")
 	cmd.SilenceUsage = true
@@ -98,11 +96,17 @@ func (f *configFlags) register(cmd *cobra.Command) {
 
 // load returns the config as JSON.
 func (f *configFlags) load() ([]byte, error) {
-	adapted, file, _, err := caddycmd.LoadConfig(f.config, f.adapter)
+	adapted, file, err := loadConfig(f.config, f.adapter)
 	if err == nil && file == "" {
 		err = errors.New("no config file; name one with --config")
 	}
 	return adapted, err
+}
+
+// loadConfig returns a config as JSON, and its file.
+func loadConfig(config, adapter string) (adapted []byte, file string, err error) {
+	adapted, file, _, err = caddycmd.LoadConfig(config, adapter)
+	return adapted, file, err
 }
 
 // newKeySize is the number of random bytes in a new key.
@@ -135,64 +139,6 @@ which the API's SDK sends its own.`,
 			return err
 		},
 	}
-}
-
-// adminFlags are those of Caddy's own commands that talk to a running Caddy.
-type adminFlags struct {
-	config, adapter, address string
-	json                     bool
-}
-
-func (f *adminFlags) register(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&f.config, "config", "c", "", "Configuration file to use to parse the admin address, if --address is not used")
-	cmd.Flags().StringVarP(&f.adapter, "adapter", "a", "", "Name of config adapter to apply to the configuration (if --config is used)")
-	cmd.Flags().StringVarP(&f.address, "address", "", "", "The address to use to reach the admin API endpoint, if not the default")
-	cmd.Flags().BoolVar(&f.json, "json", false, "Print JSON instead of a table")
-	cmd.SilenceUsage = true
-}
-
-// request asks a running Caddy, and returns the body of its answer. Caddy logs who
-// asked, by the User-Agent.
-func (f *adminFlags) request(method, uri string) ([]byte, error) {
-	address, err := caddycmd.DetermineAdminAPIAddress(f.address, nil, f.config, f.adapter)
-	if err != nil {
-		return nil, fmt.Errorf("couldn't determine admin API address: %w", err)
-	}
-	resp, err := caddycmd.AdminAPIRequest(address, method, uri, http.Header{"User-Agent": {userAgent()}}, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	return io.ReadAll(resp.Body)
-}
-
-// userAgent says who runs the command, as far as the system knows.
-func userAgent() string {
-	name := os.Getenv("SUDO_USER")
-	if name == "" {
-		if u, err := user.Current(); err == nil {
-			name = u.Username
-		}
-	}
-	host, _ := os.Hostname()
-	return fmt.Sprintf("caddy-egress (%s@%s)", name, host)
-}
-
-// names returns the credentials in use, for an error.
-func (f *adminFlags) names() (string, error) {
-	answer, err := f.request(http.MethodGet, adminPath)
-	if err != nil {
-		return "", err
-	}
-	var all []CredentialStatus
-	if err := json.Unmarshal(answer, &all); err != nil {
-		return "", fmt.Errorf("reading the answer: %w", err)
-	}
-	var names []string
-	for _, c := range all {
-		names = append(names, c.Credential)
-	}
-	return listNames(names), nil
 }
 
 func statusCommand() *cobra.Command {

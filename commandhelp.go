@@ -20,6 +20,10 @@ STATE is one of
 
 DETAILS says what went wrong, when the next token request is due, and what to do.
 
+Caddy is reached at the address of its admin API: by --address, by the config that
+--config names, or else at localhost:2019. As with caddy stop, no Caddyfile is looked
+for.
+
 Exits with status 1 if Caddy cannot be reached or no credential in use has that
 name, and else with 0, whatever the states are.`
 

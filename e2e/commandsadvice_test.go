@@ -1,0 +1,50 @@
+package e2e_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/caddy-egress/caddy-egress/internal/egresstest"
+)
+
+// A command that cannot ask the Caddy that is meant says so, and asks no other.
+func TestCommandsThatReachNoCaddy(t *testing.T) {
+	admin, option := egresstest.NewAdmin(t)
+	egresstest.StartGateway(t, "respond 204", egresstest.WithGlobal(option))
+	t.Setenv("CADDY_ADMIN", string(admin)) // the default
+	const (
+		notThere = "; is Caddy running there? give its admin address by --address, or its config by --config\n"
+		forms    = "is not the address of an admin API; give host:port, or unix//path for a unix socket, as in unix//run/caddy/admin.sock\n"
+	)
+	off := writeConfig(t, "Caddyfile", "{\n\tadmin off\n}\n")
+	for _, test := range []struct {
+		name, flag, value, says string
+	}{
+		{"nobody listens", "--address", egresstest.FreeAddr(t), "connection refused" + notThere},
+		{"no such socket", "--address", "unix//nonexistent/admin.sock", "no such file or directory" + notThere},
+		{"a URL", "--address", "http://" + string(admin), `--address: "http://` + string(admin) + `" ` + forms},
+		{"a URL without a port", "--address", "http://localhost", forms},
+		{"a socket without unix/", "--address", "/run/admin.sock", forms},
+		{"a relative path", "--address", "run/admin.sock", forms},
+		{"a host without a port", "--address", "localhost", forms},
+		{"several ports", "--address", "localhost:2019-2020", forms},
+		{"not a port", "--address", "localhost:admin", forms},
+		{"a path behind the port", "--address", string(admin) + "/egress", forms},
+		{"the admin API is off", "--config", off, off + " turns the admin API off, so a Caddy that runs it cannot be asked; give its global option admin an address\n"},
+		{"a config that is not there", "--config", off + "x", "no such file or directory\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if got := runCaddy(t, "egress", "status", test.flag, test.value); got.status != 1 || got.stdout != "" || !strings.HasSuffix(got.stderr, test.says) {
+				t.Errorf("status %d, printed\n%s\n%s\nwant %s", got.status, got.stdout, got.stderr, test.says)
+			}
+		})
+	}
+	for _, address := range []string{string(admin), "tcp/" + string(admin), "localhost:" + egresstest.Port(string(admin))} {
+		if got := runCaddy(t, "egress", "status", "--address", address); got.status != 0 || got.stdout != "no credential is in use\n" {
+			t.Errorf("%s: status %d, printed\n%s\n%s", address, got.status, got.stdout, got.stderr)
+		}
+	}
+	if got := runCaddy(t, "egress", "status"); got.status != 0 {
+		t.Errorf("the default: status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
+	}
+}
