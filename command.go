@@ -16,7 +16,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 
+	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
 	"github.com/caddy-egress/caddy-egress/internal/option"
@@ -103,9 +105,13 @@ func (f *configFlags) load() ([]byte, error) {
 	return adapted, err
 }
 
-// loadConfig returns a config as JSON, and its file.
+// loadConfig returns a config as JSON, and its file. Of what Caddy logs of that, a
+// command that prints something else shows the warnings only.
 func loadConfig(config, adapter string) (adapted []byte, file string, err error) {
+	_, logger, logged := caddy.BufferedLog()
+	defer caddy.UnbufferDefaultLogger(logger)
 	adapted, file, _, err = caddycmd.LoadConfig(config, adapter)
+	logged.FlushTo(logger.WithOptions(zap.IncreaseLevel(zap.WarnLevel)))
 	return adapted, file, err
 }
 

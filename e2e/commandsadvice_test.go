@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -46,5 +47,24 @@ func TestCommandsThatReachNoCaddy(t *testing.T) {
 	}
 	if got := runCaddy(t, "egress", "status"); got.status != 0 {
 		t.Errorf("the default: status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
+	}
+}
+
+// What Caddy logs while it reads a config is not shown, unless it is a warning.
+func TestCommandsShowWarningsOnly(t *testing.T) {
+	admin, option := egresstest.NewAdmin(t)
+	egresstest.StartGateway(t, "respond 204", egresstest.WithGlobal(option))
+	_, server := egresstest.NewSandbox(t, "voucherify")
+	config := fmt.Sprintf("{\n\tadmin %s\n}\n:8080 {\n\tegress voucherify %s {\n\t\tapp_id id\n\t\tapp_token {env.EGRESS_TEST_SECRET}\n\t\tscopes api\n\t}\n}\n", admin, server.URL)
+	formatted := writeConfig(t, "Caddyfile", config)
+	unformatted := writeConfig(t, "Caddyfile", strings.ReplaceAll(config, "\t", ""))
+	for _, command := range []string{"access", "check", "status"} {
+		if got := runCaddy(t, "egress", command, "--config", formatted); got.status != 0 || got.stderr != "" {
+			t.Errorf("%s: status %d, printed on stderr\n%s", command, got.status, got.stderr)
+		}
+		got := runCaddy(t, "egress", command, "--config", unformatted)
+		if got.status != 0 || !strings.Contains(got.stderr, "not formatted") || strings.Count(got.stderr, "\n") != 1 {
+			t.Errorf("%s: status %d, printed on stderr\n%s\nwant the warning", command, got.status, got.stderr)
+		}
 	}
 }
