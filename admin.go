@@ -335,7 +335,8 @@ var actions = map[string]action{
 	}},
 	"refresh": {http.MethodPost, func(ctx context.Context, _ *App, c *activeCredential) (any, error) {
 		err := c.source.Refresh(ctx)
-		return c.status(), err
+		status := c.status()
+		return status, status.refreshError(err)
 	}},
 	"revoke": {http.MethodPost, func(ctx context.Context, app *App, c *activeCredential) (any, error) {
 		err := c.source.Revoke(ctx)
@@ -347,6 +348,19 @@ var actions = map[string]action{
 	"introspect": {http.MethodPost, func(ctx context.Context, _ *App, c *activeCredential) (any, error) {
 		return c.source.Introspect(ctx)
 	}},
+}
+
+// refreshError is err, a failed refresh, with what becomes of the token in use.
+func (c CredentialStatus) refreshError(err error) error {
+	e, failed := errors.AsType[*tokensource.Error](err)
+	if !failed || c.Expires.IsZero() {
+		return err
+	}
+	kept := "the token in use stays until it expires " + until(c.Expires, time.Now())
+	if c.Rejected {
+		kept = "the API has answered 401 to the token in use"
+	}
+	return fmt.Errorf("no new token for credential %s: %w; %s", e.Credential, e.Err, kept)
 }
 
 // actionError is err as the admin API answers it.

@@ -2,11 +2,51 @@ package e2e_test
 
 import (
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/caddy-egress/caddy-egress/internal/egresstest"
 )
+
+// A failed refresh says what becomes of the token in use, and a failed revocation or
+// introspection what was asked.
+func TestCommandsSayWhatHasFailed(t *testing.T) {
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) }))
+	t.Cleanup(api.Close)
+	endpoint := egresstest.NewTokens(t)
+	down := "http://" + egresstest.FreeAddr(t)
+	admin, option := egresstest.NewAdmin(t)
+	g := egresstest.StartWatched(t, "egress some", egresstest.WithGlobal(option+fmt.Sprintf(`egress {
+		credential some oauth2 %s {
+			token_url %s
+			client_id id
+			client_secret {env.EGRESS_TEST_SECRET}
+			revocation_url %[3]s/revoke
+			introspection_url %[3]s/introspect
+		}
+	}`, api.URL, endpoint.URL, down)))
+	egresstest.Eventually(t, "the first token", func() bool { return admin.Status(t, "some").State == "fresh" })
+	endpoint.SetAnswer(egresstest.Say(http.StatusServiceUnavailable, ""))
+	checkSays := func(command, want string) {
+		t.Helper()
+		got := runCaddy(t, "egress", command, "some", "--address", string(admin))
+		if said := regexp.MustCompile(`in \S+s\b`).ReplaceAllString(got.stderr, "in <duration>"); got.status != 1 || got.stdout != "" || said != "Error: "+want+"\n" {
+			t.Errorf("%s: status %d, printed\n%s\n%s\nwant\n%s", command, got.status, got.stdout, got.stderr, want)
+		}
+	}
+
+	const failed = "refresh: no new token for credential some: token endpoint answered 503 Service Unavailable; "
+	refused := strings.TrimPrefix(down, "http://") + ": connect: connection refused"
+	checkSays("refresh", failed+"the token in use stays until it expires in <duration>")
+	checkSays("revoke", "revoke: asking the revocation endpoint: dial tcp "+refused)
+	checkSays("introspect", "introspect: asking the introspection endpoint: dial tcp "+refused)
+
+	g.Get("/")
+	checkSays("refresh", failed+"the API has answered 401 to the token in use")
+}
 
 // A command that cannot ask the Caddy that is meant says so, and asks no other.
 func TestCommandsThatReachNoCaddy(t *testing.T) {
