@@ -123,6 +123,9 @@ func (f *adminFlags) names() (string, error) {
 	if err := json.Unmarshal(answer, &all); err != nil {
 		return "", fmt.Errorf("reading the answer: %w", err)
 	}
+	if len(all) == 0 {
+		return noneInUse, nil
+	}
 	var names []string
 	for _, c := range all {
 		names = append(names, c.Credential)

@@ -182,9 +182,12 @@ func printRaw(cmd *cobra.Command, answer []byte) error {
 	return err
 }
 
+// noneInUse is said where no token is listed.
+const noneInUse = "no credential is in use, except any with {tenant}, which has a token once a request names a tenant"
+
 func writeStatus(w io.Writer, all []CredentialStatus, now time.Time) error {
 	if len(all) == 0 {
-		_, err := fmt.Fprintln(w, "no credential is in use")
+		_, err := fmt.Fprintln(w, noneInUse)
 		return err
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

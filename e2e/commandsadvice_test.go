@@ -48,6 +48,16 @@ func TestCommandsSayWhatHasFailed(t *testing.T) {
 	checkSays("refresh", failed+"the API has answered 401 to the token in use")
 }
 
+func TestCommandsWithoutALiveTenant(t *testing.T) {
+	s := newTenantStage(t, "voucherify", "acme").start()
+	if got := runCaddy(t, "egress", "status", "--address", string(s.admin)); got.status != 0 || got.stdout != noneInUse+"\n" {
+		t.Errorf("status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
+	}
+	if got := runCaddy(t, "egress", "refresh", "--address", string(s.admin)); got.status != 1 || !strings.HasSuffix(got.stderr, "refresh: name a credential; "+noneInUse+"\n") {
+		t.Errorf("status %d, printed\n%s\n%s", got.status, got.stdout, got.stderr)
+	}
+}
+
 // A command that cannot ask the Caddy that is meant says so, and asks no other.
 func TestCommandsThatReachNoCaddy(t *testing.T) {
 	admin, option := egresstest.NewAdmin(t)
@@ -81,7 +91,7 @@ func TestCommandsThatReachNoCaddy(t *testing.T) {
 		})
 	}
 	for _, address := range []string{string(admin), "tcp/" + string(admin), "localhost:" + egresstest.Port(string(admin))} {
-		if got := runCaddy(t, "egress", "status", "--address", address); got.status != 0 || got.stdout != "no credential is in use\n" {
+		if got := runCaddy(t, "egress", "status", "--address", address); got.status != 0 || got.stdout != noneInUse+"\n" {
 			t.Errorf("%s: status %d, printed\n%s\n%s", address, got.status, got.stdout, got.stderr)
 		}
 	}
