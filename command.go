@@ -304,6 +304,9 @@ func actionCommand(name, short, long string) *cobra.Command {
 		if err := json.Unmarshal(answer, &status); err != nil {
 			return fmt.Errorf("reading the answer: %w", err)
 		}
+		if name == "revoke" {
+			fmt.Fprintf(cmd.OutOrStdout(), "The token of %s is revoked. The status of the next one:\n\n", forTerminal(status.Credential))
+		}
 		return writeStatus(cmd.OutOrStdout(), []CredentialStatus{status}, time.Now())
 	}
 	return cmd

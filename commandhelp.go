@@ -37,7 +37,8 @@ Exits with status 1 unless another token was obtained.`
 
 	revokeHelp = `
 Revokes the token of a credential at the authorization server; another is obtained
-at once. The token stays in use if it cannot be revoked.
+at once, which the status that is printed is about. The token stays in use if it
+cannot be revoked.
 
 Works with voucherify (OAuth v1), and with oauth2 that has a revocation_url. It
 stops nobody who has the client secret.

@@ -48,6 +48,24 @@ func TestCommandsSayWhatHasFailed(t *testing.T) {
 	checkSays("refresh", failed+"the API has answered 401 to the token in use")
 }
 
+func TestRevokeSaysThatItSucceeded(t *testing.T) {
+	_, server := egresstest.NewSandbox(t, "voucherify")
+	admin, option := egresstest.NewAdmin(t)
+	egresstest.StartWatched(t, "egress vouchers", egresstest.WithGlobal(option+fmt.Sprintf(`egress {
+		credential vouchers voucherify %s {
+			app_id id
+			app_token {env.EGRESS_TEST_SECRET}
+			scopes api
+		}
+	}`, server.URL)))
+	egresstest.Eventually(t, "the first token", func() bool { return admin.Status(t, "vouchers").State == "fresh" })
+	got := runCaddy(t, "egress", "revoke", "vouchers", "--address", string(admin))
+	const want = "The token of vouchers is revoked. The status of the next one:\n\nCREDENTIAL "
+	if got.status != 0 || !strings.HasPrefix(got.stdout, want) {
+		t.Errorf("status %d, printed\n%s\n%s\nwant first\n%s", got.status, got.stdout, got.stderr, want)
+	}
+}
+
 func TestCommandsWithoutALiveTenant(t *testing.T) {
 	s := newTenantStage(t, "voucherify", "acme").start()
 	if got := runCaddy(t, "egress", "status", "--address", string(s.admin)); got.status != 0 || got.stdout != noneInUse+"\n" {
