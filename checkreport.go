@@ -24,8 +24,8 @@ type checkResult struct {
 	Error       string          `json:"error,omitempty"`
 	Advice      string          `json:"advice,omitempty"`
 	SameCauseAs string          `json:"same_cause_as,omitempty"` // the first that failed for this reason
-	Note        string          `json:"note,omitempty"`
-	Secrets     []checkedSecret `json:"secrets,omitempty"` // of a secret with several values
+	Note        string          `json:"note,omitempty"`          // what to know though nothing has failed
+	Secrets     []checkedSecret `json:"secrets,omitempty"`       // of a secret with several values
 
 	client *checkedClient
 	cause  string // with Error, says whether two have failed for one reason

@@ -260,6 +260,9 @@ func (c foundCredential) check(ctx context.Context, clients checkedClients) chec
 			result.Missing = append(result.Missing, scope)
 		}
 	}
+	if len(asked) == 0 && token.Scopes != nil && len(token.Scopes) == 0 { // by the server's own word: others do not say
+		result.Note = "the token has no scopes, and the API may refuse all that it is sent for; ask for those that are needed, by scopes"
+	}
 	return result
 }
 

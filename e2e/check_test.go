@@ -176,6 +176,25 @@ func TestCheckReportsScopesThatAreNotGranted(t *testing.T) {
 	}
 }
 
+// A token of Understory without scopes has no rights. Servers that do not say which
+// scopes a token has may grant some.
+func TestCheckNotesATokenWithoutScopes(t *testing.T) {
+	_, understory := egresstest.NewSandbox(t, "understory")
+	endpoint := egresstest.NewTokens(t)
+	const note = "the token has no scopes, and the API may refuse all that it is sent for; ask for those that are needed, by scopes\n"
+	credential := func(name, provider, url, scopes string) string {
+		return fmt.Sprintf("credential %s %s http://127.0.0.1:1 {\n token_url %s\n client_id id\n client_secret {env.EGRESS_TEST_SECRET}\n%s\n}\n", name, provider, url, scopes)
+	}
+	config := writeConfig(t, "Caddyfile", "{\negress {\n"+
+		credential("none", "understory", understory.URL+"/oauth2/token", "")+
+		credential("some", "understory", understory.URL+"/oauth2/token", "scopes booking.read")+
+		credential("unsaid", "oauth2", endpoint.URL, "")+"}\n}\n")
+	got := runCaddy(t, "egress", "check", "--config", config)
+	if got.status != 0 || !strings.HasSuffix(got.stdout, "\n\nnone: "+note) || strings.Count(got.stdout, note) != 1 {
+		t.Errorf("status %d, printed\n%s\n%s\nwant last\nnone: %s", got.status, got.stdout, got.stderr, note)
+	}
+}
+
 // A refused scope is named, though the token endpoint's words are not shown.
 func TestCheckNamesRefusedScopes(t *testing.T) {
 	endpoint := egresstest.NewTokens(t)
