@@ -264,6 +264,12 @@ func TestTenantOffboarded(t *testing.T) {
 	s.serves("acme", 1)
 	s.Remove("acme")
 	tokens := s.Count("acme")
+	failures := func() float64 { // as the alert EgressTokenEndpointFailing counts them
+		n, _ := s.admin.Metrics(t, "").Of("token_requests_total", "tenants",
+			egresstest.Label("trigger", "refresh"), egresstest.Label("outcome", "transient"))
+		return n
+	}
+	before := failures()
 	var last *http.Response
 	var body string
 	egresstest.Eventually(t, "the tenant to be unknown", func() bool {
@@ -280,6 +286,12 @@ func TestTenantOffboarded(t *testing.T) {
 	checkTenantRefused(t, "after its token", last, body, http.StatusForbidden, "tenant_unknown")
 	if n := s.Count("acme"); n != tokens {
 		t.Errorf("%d token requests after the files were deleted", n-tokens)
+	}
+	if failures() == before {
+		t.Error("its refreshes have not failed")
+	}
+	if lines := s.g.LogLines("could not refresh the token; the present one is used until it expires"); len(lines) != 1 || lines[0]["credential"] != "tenants/acme" {
+		t.Errorf("the log warns of %v", lines)
 	}
 
 	// with its files it is back
