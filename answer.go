@@ -105,7 +105,20 @@ type refusal struct {
 	allow      string        // the Allow of a 405
 	challenges []string      // the WWW-Authenticate of a 401
 	oauthError string        // an OAuth error code: the body is an OAuth error, not one of the API's
+	missing    missingProof  // of callerUnknown
 }
+
+// missingProof is what keeps the sender of a request from being a known caller. Each
+// kind has log lines of its own: a monitor without a key hides no wrong key.
+type missingProof int
+
+const (
+	missingKey missingProof = iota // there is neither a key nor a certificate
+	missingKnownKey
+	missingKnownCertificate
+	missingFurtherProof // the key or the certificate is that of a caller
+	missingProofs       // how many there are
+)
 
 // credentialEndpoint is the refusal of a request to an endpoint that issues or
 // revokes tokens. Its body is what OAuth clients can read (RFC 6749 §5.2).

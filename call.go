@@ -339,7 +339,7 @@ func (c *call) refuse(r *refusal) (*http.Response, error) {
 // logRefusal logs one refusal of a kind and caller a second, with the number of those that
 // were left out before it: whoever is refused can send as many as they like.
 func (c *call) logRefusal(r *refusal) {
-	leftOut, ok := c.credential.metrics.refusal(c.caller, r.outcome).next(time.Now())
+	leftOut, ok := c.credential.metrics.refusal(c.caller, r).next(time.Now())
 	if !ok {
 		return
 	}

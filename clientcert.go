@@ -109,15 +109,15 @@ func (cs *callers) ofCertificate(req *http.Request, repl *caddy.Replacer) *calle
 }
 
 // withoutKey says what keeps a request without a key from being a caller's.
-func (cs *callers) withoutKey(req *http.Request, repl *caddy.Replacer) string {
+func (cs *callers) withoutKey(req *http.Request, repl *caddy.Replacer) (string, missingProof) {
 	cert := verifiedCertificate(req)
 	switch {
 	case len(cs.byCert) == 0:
-		return "; it has no key"
+		return "; it has no key", missingKey
 	case req.TLS == nil || len(req.TLS.PeerCertificates) == 0:
-		return "; it has no key and no client certificate"
+		return "; it has no key and no client certificate", missingKey
 	case cert == nil:
-		return "; it has no key, and its client certificate is not verified or has expired"
+		return "; it has no key, and its client certificate is not verified or has expired", missingKnownCertificate
 	}
 	var names []string
 	for n := 0; ; n++ {
@@ -126,16 +126,16 @@ func (cs *callers) withoutKey(req *http.Request, repl *caddy.Replacer) string {
 			break
 		}
 		for _, c := range cs.byCert[string(name)] {
-			return fmt.Sprintf("; it has the certificate of %s, but not the %s that %[1]s has to prove as well", c.name, c.lacks(req, repl))
+			return fmt.Sprintf("; it has the certificate of %s, but not the %s that %[1]s has to prove as well", c.name, c.lacks(req, repl)), missingFurtherProof
 		}
 		if len(names) < mostNamesLogged {
 			names = append(names, strconv.Quote(string(name)))
 		}
 	}
 	if len(names) == 0 {
-		return "; it has no key, and its client certificate has no subject alternative name"
+		return "; it has no key, and its client certificate has no subject alternative name", missingKnownCertificate
 	}
-	return "; it has no key, and no caller has a name of its client certificate: " + strings.Join(names, ", ")
+	return "; it has no key, and no caller has a name of its client certificate: " + strings.Join(names, ", "), missingKnownCertificate
 }
 
 // mostNamesLogged is how many names of a client certificate a log line has.

@@ -261,15 +261,17 @@ func (cs *callers) unknown(req *http.Request, repl *caddy.Replacer, placeholders
 	r := *callerUnknown
 	c := cs.byKey(repl, placeholders, func(*caller) bool { return true })
 	if c == nil {
-		r.detail = cs.withoutKey(req, repl)
+		r.detail, r.missing = cs.withoutKey(req, repl)
 		for _, placeholder := range append([]string{authorizationPlaceholder}, placeholders...) {
 			if value, _ := repl.GetString(placeholder); value != "" {
 				r.detail = "; what it has in " + strings.TrimPrefix(placeholder, "http.request.header.") + " is not the key of a caller"
+				r.missing = missingKnownKey
 				break
 			}
 		}
 		return &r
 	}
+	r.missing = missingFurtherProof
 	r.detail = fmt.Sprintf("; it has the key of %s, but not the %s that %s has to prove as well", c.name, c.lacks(req, repl), c.name)
 	return &r
 }

@@ -109,14 +109,15 @@ func TestUnknownCertificateIsExplained(t *testing.T) {
 	for _, test := range []struct {
 		cert     *x509.Certificate
 		verified bool
+		missing  missingProof
 		want     string
 	}{
-		{nil, false, "; it has no key and no client certificate"},
-		{names("shop.internal"), false, "; it has no key, and its client certificate is not verified or has expired"},
-		{names(), true, "; it has no key, and its client certificate has no subject alternative name"},
-		{names("shop.internal"), true, "; it has the certificate of shop, but not the user that shop has to prove as well"},
-		{names("a", "b\n", "c", "d"), true, `; it has no key, and no caller has a name of its client certificate: "dns a", "dns b\n", "dns c"`},
-		{names("a", "b", "c", "shop.internal"), true, "; it has the certificate of shop, but not the user that shop has to prove as well"},
+		{nil, false, missingKey, "; it has no key and no client certificate"},
+		{names("shop.internal"), false, missingKnownCertificate, "; it has no key, and its client certificate is not verified or has expired"},
+		{names(), true, missingKnownCertificate, "; it has no key, and its client certificate has no subject alternative name"},
+		{names("shop.internal"), true, missingFurtherProof, "; it has the certificate of shop, but not the user that shop has to prove as well"},
+		{names("a", "b\n", "c", "d"), true, missingKnownCertificate, `; it has no key, and no caller has a name of its client certificate: "dns a", "dns b\n", "dns c"`},
+		{names("a", "b", "c", "shop.internal"), true, missingFurtherProof, "; it has the certificate of shop, but not the user that shop has to prove as well"},
 	} {
 		req := benchRequest("")
 		req.TLS = &tls.ConnectionState{HandshakeComplete: true}
@@ -130,8 +131,8 @@ func TestUnknownCertificateIsExplained(t *testing.T) {
 		if c := known.identify(req, repl, nil); c != nil {
 			t.Errorf("%s: taken for %s", test.want, c.name)
 		}
-		if r := known.unknown(req, repl, nil); r.detail != test.want {
-			t.Errorf("got  %s\nwant %s", r.detail, test.want)
+		if r := known.unknown(req, repl, nil); r.detail != test.want || r.missing != test.missing {
+			t.Errorf("got  %d %s\nwant %d %s", r.missing, r.detail, test.missing, test.want)
 		}
 	}
 }

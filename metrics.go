@@ -117,8 +117,9 @@ type credentialMetrics struct {
 	*requestCounters
 	labels    []string // values of credentialLabels
 	remaining atomic.Pointer[prometheus.Gauge]
-	ofTenants bool                     // gauges would be those of one tenant or another: there are none
-	refusals  [outcomeCount]logLimiter // log lines about those of clients that are not known
+	ofTenants bool                      // gauges would be those of one tenant or another: there are none
+	refusals  [outcomeCount]logLimiter  // log lines about those of clients that are not known
+	unknown   [missingProofs]logLimiter // those of outcomeCallerUnknown
 
 	mu   sync.Mutex // held while a gauge is created
 	gone bool       // the credential is no longer configured
@@ -194,13 +195,16 @@ func (m *credentialMetrics) callerRequest(c *caller, o outcome) {
 	(*counter).Inc()
 }
 
-// refusal returns what limits the log lines about refusals of c, or of all clients
-// that are not known if it is nil: one that is refused all the time hides no other.
-func (m *credentialMetrics) refusal(c *caller, o outcome) *logLimiter {
-	if c == nil {
-		return &m.refusals[o]
+// refusal returns what limits the log lines about refusals such as r of c, or of all
+// clients that are not known if it is nil: one that is refused all the time hides no other.
+func (m *credentialMetrics) refusal(c *caller, r *refusal) *logLimiter {
+	switch {
+	case c != nil:
+		return &m.caller(c).refusals[r.outcome]
+	case r.outcome == outcomeCallerUnknown:
+		return &m.unknown[r.missing]
 	}
-	return &m.caller(c).refusals[o]
+	return &m.refusals[r.outcome]
 }
 
 // firstRequest makes the series that alerts about requests need.

@@ -56,6 +56,45 @@ func TestRefusalsDoNotFloodTheLog(t *testing.T) {
 	}
 }
 
+// A client without a key that is refused all the time hides no other whose key, or
+// certificate, does not count.
+func TestRefusalsOfUnknownCallersAreTold(t *testing.T) {
+	const key, wrong = "key-of-the-nightly-job-01", "key-of-nobody-at-all-0123"
+	callers := "caller nightly {\n key " + key + "\n clients 192.0.2.1\n}\n"
+	g := egresstest.StartGateway(t, "egress plain {\n grant *\n}",
+		egresstest.WithCallers("egress {\n"+plainCredential(egresstest.NewRecorder(t).URL, egresstest.NewTokens(t).URL)+callers+"}"))
+	start := time.Now()
+	refused := func(headers ...string) {
+		if resp, body := ask(g, http.MethodGet, "/v1/x", headers...); resp.StatusCode != http.StatusUnauthorized {
+			t.Fatalf("answered %d %s", resp.StatusCode, body)
+		}
+	}
+	for range 50 {
+		refused()
+		refused("X-Api-Key", wrong)
+		refused("X-Api-Key", key)
+	}
+	reasons := make(map[string]int)
+	for _, line := range g.LogLines("refused a request") {
+		_, reason, _ := strings.Cut(fmt.Sprint(line["reason"]), "; ")
+		reasons[reason]++
+		if strings.Contains(fmt.Sprint(line), wrong) || strings.Contains(fmt.Sprint(line), key) {
+			t.Errorf("a key is in %v", line)
+		}
+	}
+	for _, reason := range []string{
+		"it has no key", "what it has in X-Api-Key is not the key of a caller",
+		"it has the key of nightly, but not the clients that nightly has to prove as well",
+	} {
+		if most := 2 + int(time.Since(start).Seconds()); reasons[reason] == 0 || reasons[reason] > most {
+			t.Errorf("%q is logged %d times, want at most %d: %v", reason, reasons[reason], most, reasons)
+		}
+	}
+	if len(reasons) != 3 {
+		t.Errorf("logged %v", reasons)
+	}
+}
+
 func TestLogOfAnOutage(t *testing.T) {
 	f := newManyCredentials(t)
 	g := egresstest.StartWatched(t, f.routes, egresstest.WithGlobal(f.global))
