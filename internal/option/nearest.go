@@ -15,10 +15,21 @@ func OneOf(name, value string, values ...string) error {
 	return Errorf(name, "%q is not one of %s%s", value, strings.Join(values, ", "), DidYouMean(value, slices.Values(values)))
 }
 
+// sameAs has the names that some providers have for what others call otherwise.
+var sameAs = map[string]string{
+	"client_id": "app_id", "client_secret": "app_token",
+	"app_id": "client_id", "app_token": "client_secret",
+}
+
 // DidYouMean returns the end of an error about name, which is not known: a
-// question about the known name that looks most like it, or nothing.
+// question about the known name that means the same, or looks most like it, or
+// nothing.
 func DidYouMean(name string, known iter.Seq[string]) string {
-	near := Nearest(name, slices.Sorted(known))
+	names := slices.Sorted(known)
+	near := sameAs[name]
+	if near == "" || !slices.Contains(names, near) {
+		near = Nearest(name, names)
+	}
 	if near == "" {
 		return ""
 	}
