@@ -286,7 +286,11 @@ func (ks *callerKeys) reread(key *callerKey) bool {
 		return false
 	case gone:
 		key.proof, key.said, key.failure = nil, nil, ""
-		ks.log(key, zap.WarnLevel, "the key of a caller is gone, and no longer counts", nil)
+		if key.previous && ks.hasKey(key.caller) { // the end of a rotation
+			ks.log(key, zap.InfoLevel, "the key of a caller is gone, and no longer counts", nil)
+		} else {
+			ks.log(key, zap.WarnLevel, "the key of a caller is gone, and no longer counts", nil)
+		}
 		return true
 	}
 	if key.failure == err.Error() {
@@ -299,6 +303,11 @@ func (ks *callerKeys) reread(key *callerKey) bool {
 		ks.log(key, zap.ErrorLevel, "the key of a caller cannot be read; the one before is still used", err)
 	}
 	return false
+}
+
+// hasKey reports whether a key of c counts. mu is held.
+func (ks *callerKeys) hasKey(c *caller) bool {
+	return slices.ContainsFunc(ks.keys, func(key *callerKey) bool { return key.caller == c && key.proof != nil })
 }
 
 // isGone reports whether a key has no value: its file is not there, or empty, or

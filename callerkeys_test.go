@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 )
 
@@ -127,6 +128,41 @@ func TestKeyFiles(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The end of a rotation is no reason to warn. That of a key which is needed is.
+func TestLevelOfAKeyThatIsGone(t *testing.T) {
+	f := newKeyFiles(t)
+	level := func() zapcore.Level {
+		t.Helper()
+		f.keys.look(f.keys.keys)
+		f.keys.look(f.keys.keys)
+		lines := f.logs.FilterMessage("the key of a caller is gone, and no longer counts").All()
+		f.logs.TakeAll()
+		if len(lines) != 1 {
+			t.Fatalf("logged %d lines, want 1", len(lines))
+		}
+		return lines[0].Level
+	}
+	rotate := func() {
+		f.write("shop.before", firstKey)
+		f.write("shop", secondKey)
+		f.look(map[string]string{firstKey: "shop", secondKey: "shop", thirdKey: "agent"})
+	}
+	rotate()
+	f.remove("shop.before")
+	if got := level(); got != zap.InfoLevel {
+		t.Errorf("the previous key: logged at %s", got)
+	}
+	rotate()
+	f.remove("shop")
+	if got := level(); got != zap.WarnLevel {
+		t.Errorf("the present key, beside a previous one: logged at %s", got)
+	}
+	f.remove("shop.before")
+	if got := level(); got != zap.WarnLevel {
+		t.Errorf("the last key: logged at %s", got)
 	}
 }
 
