@@ -191,9 +191,11 @@ func tenantNotGranted(caller, tenant string) *refusal {
 // tenantInvalid is the refusal of a request whose tenant cannot be the name of one.
 var tenantInvalid = badRequest(keyTenantInvalid, fmt.Sprintf("the request has to say for which tenant it is, by a name of up to %d letters, digits, dots, underscores and hyphens", maxCredentialName))
 
-// tenantUnknown is the refusal of a request for a tenant without a credential.
+// tenantUnknown is the refusal of a request for a tenant without a credential. The
+// message says already what errTenantUnknown does; the log has the cause.
 func tenantUnknown(tenant string, err error) *refusal {
-	return forbidden(outcomeTenantUnknown, "the gateway has no credential of tenant "+tenant, ": "+err.Error())
+	cause := strings.TrimPrefix(err.Error(), errTenantUnknown.Error()+": ")
+	return forbidden(outcomeTenantUnknown, "the gateway has no credential of tenant "+tenant, ": "+cause)
 }
 
 // limitRefusal is the refusal of a caller that has used up its limit.

@@ -314,6 +314,10 @@ func TestTenantsInTheEnvironment(t *testing.T) {
 	s.serves("acme", 1)
 	s.serves("globex", 1)
 	s.refuses("initech", http.StatusForbidden, "tenant_unknown")
+	const want = "the gateway has no credential of tenant initech: app_id: {env.EGRESS_TEST_ID_initech} has no value; is it set, and may this process read it?"
+	if lines := s.g.LogLines("refused a request"); len(lines) != 1 || lines[0]["reason"] != want {
+		t.Errorf("the log says %v, want %s", lines, want)
+	}
 }
 
 // The log says where to look, and not what a client has put there: it could be a key.
