@@ -21,7 +21,7 @@ type Caller struct {
 	// reload, or as {env.NAME}.
 	//
 	// It is looked for in `Authorization: Bearer <key>`, the password of
-	// `Authorization: Basic`, `X-Api-Key`, and the headers in which the API's SDKs
+	// `Authorization: Basic`, `X-API-Key`, and the headers in which the API's SDKs
 	// send their own, such as Voucherify's `X-App-Token` and `X-Client-Token`. The
 	// directive egress_token exchanges it for a token that proves the same.
 	//
