@@ -161,7 +161,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 		}
 		a.named[name] = provider
 		a.warnOfProvider(a.logger, name, provider)
-		a.warnOfScopes(name, provider)
+		if len(provider.Grant().Scopes) > 0 { // else routes and grants may name some
+			a.warnOfScopes(name, provider)
+		}
 	}
 	return nil
 }

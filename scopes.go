@@ -2,6 +2,7 @@ package egress
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"go.uber.org/zap"
@@ -57,8 +58,17 @@ func (a *App) warnOfProvider(logger *zap.Logger, name string, provider tokenprov
 	}
 }
 
-// warnOfScopes warns of the scopes of a token that the API does not document: once
-// of each token, however many routes send it.
+// warnOfOwnScopes is warnOfScopes for the token that is the route's own. One without
+// scopes is lent to nobody where all grants name some.
+func (t *Transport) warnOfOwnScopes(name string, provider tokenprovider.Provider) {
+	lent := t.Grants == nil || slices.ContainsFunc(t.Grants, func(g Grant) bool { return g.Scopes == nil })
+	if lent || len(provider.Grant().Scopes) > 0 {
+		t.app.warnOfScopes(name, provider)
+	}
+}
+
+// warnOfScopes warns of the scopes of a token that the API does not document, or that
+// there are none where it needs some: once of each token, however many routes send it.
 func (a *App) warnOfScopes(name string, provider tokenprovider.Provider) {
 	checker, ok := provider.(tokenprovider.ScopeChecker)
 	if !ok {

@@ -118,7 +118,7 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	t.app.warnOfScopes(own, ownProvider)
+	t.warnOfOwnScopes(own, ownProvider)
 	if t.credential, err = t.app.use(own, ownProvider, options); err != nil {
 		return err
 	}

@@ -209,6 +209,13 @@ func (c *logCalls) body(name string, parameters *ast.FieldList, body *ast.BlockS
 					c.found[text+"…"] = []string{"warn"}
 				}
 			}
+			if list, ok := node.(*ast.CompositeLit); ok {
+				for _, element := range list.Elts {
+					if text, ok := stringOf(element); ok {
+						c.found[text] = []string{"warn"}
+					}
+				}
+			}
 			return true
 		})
 	}

@@ -145,3 +145,74 @@ func TestScopesAreWarnedOf(t *testing.T) {
 		`promo the scopes of a route reach no operation that it permits ["voucher"]`,
 	})
 }
+
+// A token without scopes is warned of where it has no rights and is lent to somebody.
+func TestTokenWithoutRights(t *testing.T) {
+	t.Setenv("EGRESS_TEST_SECRET", egresstest.Secret)
+	credentials := ""
+	for _, name := range []string{"unused", "bare", "twice", "half", "granted", "routed"} {
+		credentials += "credential " + name + " understory {\n client_id " + name + "\n client_secret {env.EGRESS_TEST_SECRET}\n}\n"
+	}
+	config := writeConfig(t, "Caddyfile", `{
+	egress {
+		`+credentials+`
+		credential own understory {
+			client_id own
+			client_secret {env.EGRESS_TEST_SECRET}
+			scopes openid
+		}
+		caller shop {
+			user shop
+		}
+		caller agent {
+			user agent
+		}
+	}
+}
+:8080, :8081 {
+	egress /a bare
+	egress /b twice
+	egress /c twice
+	egress /d half {
+		grant shop {
+			scopes event.read
+		}
+		grant agent
+	}
+	egress /e granted {
+		grant shop agent {
+			scopes event.read
+		}
+	}
+	egress /f routed {
+		scopes event.read
+		grant shop
+	}
+	egress /g own
+	egress /h understory {
+		client_id inline
+		client_secret {env.EGRESS_TEST_SECRET}
+	}
+	egress /i oauth2 https://api.example.com {
+		token_url https://auth.example.com/token
+		client_id inline
+		client_secret {env.EGRESS_TEST_SECRET}
+	}
+}
+`)
+	got := runCaddy(t, "validate", "--config", config, "--adapter", "caddyfile")
+	if got.status != 0 {
+		t.Fatalf("status %d\n%s", got.status, got.stderr)
+	}
+	var warned []string
+	for line := range strings.Lines(got.stderr) {
+		var entry struct{ Level, Msg, Credential string }
+		if json.Unmarshal([]byte(line), &entry) != nil || !strings.Contains(entry.Msg, "a token without rights") {
+			continue
+		}
+		name, _, _ := strings.Cut(entry.Credential, "-") // the rest of an inline one is a digest
+		warned = append(warned, entry.Level+" "+name)
+	}
+	slices.Sort(warned)
+	egresstest.CheckLines(t, "the credentials", warned, []string{"warn bare", "warn half", "warn twice", "warn understory"})
+}

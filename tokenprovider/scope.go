@@ -6,10 +6,12 @@ import (
 	"strings"
 )
 
-// ScopeChecker is a Provider of an API whose scopes are known.
+// ScopeChecker is a Provider of an API whose scopes are known, or that gives a token
+// without any no rights.
 type ScopeChecker interface {
 	// UnknownScopes returns a warning for each scope the provider asks for that the
-	// API does not document, without the name of the credential.
+	// API does not document, or one that it asks for none, without the name of the
+	// credential.
 	UnknownScopes() []string
 }
 

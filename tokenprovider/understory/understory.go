@@ -171,6 +171,15 @@ func (p *Provider) WithScopes(scopes []string) (tokenprovider.Provider, error) {
 	return &other, other.Validate()
 }
 
+// UnknownScopes implements tokenprovider.ScopeChecker. Which scopes there are is not
+// documented as a whole.
+func (p *Provider) UnknownScopes() []string {
+	if len(p.Scopes) > 0 {
+		return nil
+	}
+	return []string{"understory issues a token without rights where no scopes are asked for; name those that are needed"}
+}
+
 // Secrets implements tokenprovider.Provider.
 func (p *Provider) Secrets() ([]tokenprovider.Secret, error) {
 	_, secret, err := p.key().Read()
@@ -259,9 +268,10 @@ func (p *Provider) Options() option.Table {
 
 // Interface guards
 var (
-	_ tokenprovider.Provider = (*Provider)(nil)
-	_ tokenprovider.Rotating = (*Provider)(nil)
-	_ caddy.Provisioner      = (*Provider)(nil)
-	_ caddy.Validator        = (*Provider)(nil)
-	_ option.Provider        = (*Provider)(nil)
+	_ tokenprovider.Provider     = (*Provider)(nil)
+	_ tokenprovider.Rotating     = (*Provider)(nil)
+	_ tokenprovider.ScopeChecker = (*Provider)(nil)
+	_ caddy.Provisioner          = (*Provider)(nil)
+	_ caddy.Validator            = (*Provider)(nil)
+	_ option.Provider            = (*Provider)(nil)
 )
