@@ -245,12 +245,12 @@ func until(at, now time.Time) string {
 // details says in one line what is wrong, since when, and what happens next.
 func (c CredentialStatus) details(now time.Time) string {
 	var parts []string
-	if e := c.LastError; e != nil {
-		parts = append(parts, e.Message, fmt.Sprintf("failing since %s (%s, %d attempts)",
-			e.Since.Local().Format(time.TimeOnly), now.Sub(e.Since).Round(time.Second), e.Attempts))
-	}
 	if c.Rejected {
 		parts = append(parts, "the API has answered 401 to the token")
+	}
+	if e := c.LastError; e != nil {
+		parts = append(parts, e.Message, fmt.Sprintf("failing since %s (%s, %s)",
+			e.Since.Local().Format(time.TimeOnly), now.Sub(e.Since).Round(time.Second), plural(e.Attempts, "attempt", "attempts")))
 	}
 	switch {
 	case c.State == string(tokensource.PhaseRefreshing):

@@ -91,7 +91,7 @@ func TestCommandsOnARunningCaddy(t *testing.T) {
 	// what varies, in one line of the table
 	normal := func(text string) string {
 		for _, rule := range [][2]string{
-			{`\bin (\d+h)?(\d+m)?\d+s`, "in <duration>"}, {`\d+:\d\d:\d\d \(\S+, \d+ attempts\)`, "<time> (<duration>, <n> attempts)"},
+			{`\bin (\d+h)?(\d+m)?\d+s`, "in <duration>"}, {`\d+:\d\d:\d\d \(\S+, \d+ attempts?\)`, "<time> (<duration>, <n> attempts)"},
 			{`next attempt now|a token request is under way`, "next attempt in <duration>"}, {`\b(expired|refreshing)\b`, "expired"},
 		} {
 			text = regexp.MustCompile(rule[0]).ReplaceAllString(text, rule[1])
