@@ -98,7 +98,7 @@ func adminRequestError(err error) error {
 	if json.Unmarshal([]byte(body), &answer) != nil || answer.Error == "" {
 		return err
 	}
-	return errors.New(answer.Error)
+	return errors.New(forTerminal(answer.Error))
 }
 
 // userAgent says who runs the command, as far as the system knows.

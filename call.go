@@ -143,7 +143,10 @@ func (c *call) noteHealth(resp *http.Response) {
 		c.credential.apiHealth.answered(c.rejects(resp.StatusCode))
 	case c.report.failure != nil && c.req.Context().Err() == nil:
 		c.credential.metrics.upstreamFailure()
-		c.credential.apiHealth.noAnswer(time.Now())
+		if !c.report.unanswered { // one that reverse_proxy tries again is one request
+			c.credential.apiHealth.noAnswer()
+			c.report.unanswered = true
+		}
 	}
 }
 
@@ -365,7 +368,7 @@ func (c *call) count() {
 		return
 	}
 	c.credential.metrics.request(c.outcome, c.wait)
-	*c.report = report{credential: c.credential.name(), outcome: c.outcome, wait: c.wait, charged: c.report.charged, reached: c.report.reached}
+	*c.report = report{credential: c.credential.name(), outcome: c.outcome, wait: c.wait, charged: c.report.charged, reached: c.report.reached, unanswered: c.report.unanswered}
 	if c.caller != nil {
 		c.report.caller = c.caller.name
 		c.credential.metrics.callerRequest(c.caller, c.outcome)

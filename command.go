@@ -183,7 +183,7 @@ func printRaw(cmd *cobra.Command, answer []byte) error {
 }
 
 // noneInUse is said where no token is listed.
-const noneInUse = "no credential is in use; one with {tenant} is once a request names a tenant"
+const noneInUse = "no credential is in use; a credential with {tenant} is in use once a request names a tenant"
 
 func writeStatus(w io.Writer, all []CredentialStatus, now time.Time) error {
 	if len(all) == 0 {

@@ -28,6 +28,8 @@ type report struct {
 	failure error // why the API did not answer; nil: it did, or the gateway in its place, or it was the client's fault
 	reached bool  // a try, not only the last, may have reached the API
 
+	unanswered bool // a try has had no answer, and counts for the health of the API
+
 	answered bool // the client has an answer in place of the API's; the error goes on to handlers further out
 }
 

@@ -15,7 +15,10 @@ const problemNoToken = "no token"
 
 // problems returns what of a credential needs attention.
 func (c *credentialReport) problems(api *apiHealth, now time.Time) (all []problemReport) {
-	times, since, rejected := api.rejected.long()
+	unanswered, rejected := api.streaks()
+	if c.Expires.IsZero() || rejected.last.Before(c.Issued) { // it was about another token
+		rejected = streak{}
+	}
 	if e := c.LastError; e != nil && c.State != string(tokensource.PhaseIdle) { // nobody is waiting for it if it is idle
 		p := problemReport{
 			Health: healthFailing, Subject: c.Credential, Problem: problemNoToken, Error: e.Message, Since: e.Since, Attempts: e.Attempts, Next: c.NextAttempt,
@@ -30,9 +33,9 @@ func (c *credentialReport) problems(api *apiHealth, now time.Time) (all []proble
 			p.Commands = slices.Insert(p.Commands, 0, check)
 		}
 		switch {
-		case c.Rejected && rejected:
+		case c.Rejected && rejected.isLong():
 			p.Problem = "the API rejects the token, and no other can be had"
-			p.Effect = "Clients get the 401 of the API. The token expires " + inSpan(c.Expires.Sub(now)) + "."
+			p.Effect = "Clients get its answer, such as 401. The token expires " + inSpan(c.Expires.Sub(now)) + "."
 		case !c.Expires.IsZero():
 			p.Health, p.Problem = healthWarning, "no fresh token"
 			p.Effect = "Requests are sent with the token at hand, which expires " + inSpan(c.Expires.Sub(now)) + "."
@@ -46,17 +49,17 @@ func (c *credentialReport) problems(api *apiHealth, now time.Time) (all []proble
 		}
 		all = append(all, p)
 	}
-	if rejected && !c.Rejected {
+	if rejected.isLong() && !c.Rejected {
 		all = append(all, problemReport{
-			Health: healthFailing, Subject: c.Credential, Problem: "the API answers 401 to all requests", Since: since, Attempts: times,
-			Effect: "Clients get the 401 of the API, though the token is fresh.",
+			Health: healthFailing, Subject: c.Credential, Problem: fmt.Sprintf("the API has rejected the last %d requests", rejected.times), Since: rejected.since,
+			Effect: "Clients got its answer, such as 401, the last one " + span(now.Sub(rejected.last)) + " ago.",
 			Advice: "check what clients call, and that the token is for this API: audience, region, scopes, and whether the key may be used from this address",
 		})
 	}
-	if times, since, ok := api.unanswered.long(); ok {
+	if unanswered.isLong() {
 		all = append(all, problemReport{
-			Health: healthFailing, Subject: c.Credential, Problem: "the API does not answer", Since: since, Attempts: times,
-			Effect: "Requests are answered with 502, 503 or 504 " + keyAPIUnreachable + ".",
+			Health: healthFailing, Subject: c.Credential, Problem: fmt.Sprintf("the API has not answered the last %d requests", unanswered.times), Since: unanswered.since,
+			Effect: "Clients got 502, 503 or 504 " + keyAPIUnreachable + ", the last one " + span(now.Sub(unanswered.last)) + " ago.",
 			Advice: "the log of http.log.error has the cause; check that this machine reaches the API",
 		})
 	}

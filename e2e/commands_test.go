@@ -44,7 +44,7 @@ func runCaddy(t *testing.T, args ...string) caddyResult {
 }
 
 // noneInUse is what status says without a token to list.
-const noneInUse = "no credential is in use; one with {tenant} is once a request names a tenant"
+const noneInUse = "no credential is in use; a credential with {tenant} is in use once a request names a tenant"
 
 // tidy returns text with runs of blanks as one, and without those at the ends of lines.
 func tidy(text string) string {

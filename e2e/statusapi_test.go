@@ -20,7 +20,7 @@ type apiStage struct {
 	answer   atomic.Int64 // the API's status; 0: it ends the connection
 }
 
-func newAPIStage(t *testing.T) *apiStage {
+func newAPIStage(t *testing.T, options ...string) *apiStage {
 	t.Helper()
 	s := &apiStage{t: t, endpoint: egresstest.NewTokens(t)}
 	s.answer.Store(http.StatusOK)
@@ -34,7 +34,7 @@ func newAPIStage(t *testing.T) *apiStage {
 	}
 	admin, option := egresstest.NewAdmin(t)
 	s.admin = admin
-	s.g = egresstest.StartWatched(t, "egress_status /status\negress failing", egresstest.WithGlobal(option+statusOption(api.URL, s.endpoint.URL, "failing")))
+	s.g = egresstest.StartWatched(t, "egress_status /status\negress failing {\n"+strings.Join(options, "\n")+"\n}", egresstest.WithGlobal(option+statusOption(api.URL, s.endpoint.URL, "failing")))
 	return s
 }
 
@@ -64,7 +64,7 @@ func (s *apiStage) fails(problem string, reads ...string) (got status) {
 		s.t.Fatalf("%s: %+v", problem, got)
 	}
 	p := got.Problems[0]
-	if p.Health != "failing" || p.Subject != "failing" || p.Problem != problem || p.Attempts < 1 || p.Since.IsZero() || time.Since(p.Since) > time.Minute || p.Advice == "" {
+	if p.Health != "failing" || p.Subject != "failing" || p.Problem != problem || p.Since.IsZero() || time.Since(p.Since) > time.Minute || p.Advice == "" {
 		s.t.Errorf("%s: %+v", problem, p)
 	}
 	checkReads(s.t, page, append(reads, "✕ Requests fail: 1 thing needs attention.", "✕ failing: "+problem)...)
@@ -79,7 +79,7 @@ func TestStatusPageWhereTheAPIFails(t *testing.T) {
 	s.call(2, 502)
 	s.isWell("after two failures, which may be chance")
 	s.call(3, 502)
-	s.fails("the API does not answer", "Requests are answered with 502, 503 or 504 api_unreachable.", "5 attempts", "✕ fresh")
+	s.fails("the API has not answered the last 5 requests", "Clients got 502, 503 or 504 api_unreachable, the last one 0s ago.", "✕ fresh")
 	s.answer.Store(500)
 	s.call(1, 500)
 	s.isWell("after an answer of the API's own")
@@ -91,7 +91,7 @@ func TestStatusPageWhereTheAPIFails(t *testing.T) {
 	s.call(1, 502)
 	s.answer.Store(401)
 	s.call(1, 401) // a failure says nothing of the token
-	s.fails("the API answers 401 to all requests", "Clients get the 401 of the API, though the token is fresh.", "3 attempts", "✕ fresh")
+	s.fails("the API has rejected the last 3 requests", "Clients got its answer, such as 401, the last one 0s ago.", "✕ fresh")
 	s.answer.Store(404)
 	s.call(1, 404)
 	s.isWell("after another answer")
@@ -108,7 +108,7 @@ func TestStatusPageWhereARejectedTokenCannotBeReplaced(t *testing.T) {
 		got, _ := statusAt(t, s.g, "/status")
 		return got.Credentials[0].Shown[0].State == "stale"
 	})
-	got := s.fails("the API rejects the token, and no other can be had", "Clients get the 401 of the API.", "token endpoint answered 503 Service Unavailable", "caddy egress refresh failing")
+	got := s.fails("the API rejects the token, and no other can be had", "Clients get its answer, such as 401.", "token endpoint answered 503 Service Unavailable", "caddy egress refresh failing")
 	if !strings.Contains(got.Problems[0].Effect, "The token expires in ") {
 		t.Errorf("the effect is %q", got.Problems[0].Effect)
 	}
@@ -118,4 +118,26 @@ func TestStatusPageWhereARejectedTokenCannotBeReplaced(t *testing.T) {
 		got, _ := statusAt(t, s.g, "/status")
 		return got.Credentials[0].Shown[0].State == "stale" && got.Health == "warning"
 	})
+}
+
+// What the API has answered to a token says nothing of the next one.
+func TestStatusPageForgetsWhatWasAnsweredToAnotherToken(t *testing.T) {
+	s := newAPIStage(t)
+	s.answer.Store(401)
+	s.call(3, 401)
+	s.fails("the API has rejected the last 3 requests")
+	if resp, body := s.admin.Ask(t, http.MethodPost, "/egress/tokens/failing/refresh"); resp.StatusCode != http.StatusOK {
+		t.Fatalf("the refresh: %d %s", resp.StatusCode, body)
+	}
+	s.isWell("with another token, which no request has carried")
+}
+
+// A request that reverse_proxy tries again is one request.
+func TestStatusPageCountsRequestsAndNotTries(t *testing.T) {
+	s := newAPIStage(t, "lb_retries 3")
+	s.answer.Store(0)
+	s.call(2, 502)
+	s.isWell("after two requests, each of which was tried four times")
+	s.call(1, 502)
+	s.fails("the API has not answered the last 3 requests")
 }

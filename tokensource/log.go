@@ -143,7 +143,7 @@ func (l *logger) failed(r *tokenRequest, before *failure, now time.Time, live bo
 	case early:
 		l.named().Info("no first token yet; trying again", fields...)
 	case rejected:
-		l.named().Error("could not replace a token that the API rejects; requests that it answers with 401 fail until another comes", fields...)
+		l.named().Error("could not replace a token that the API has rejected; requests that it rejects fail until another comes", fields...)
 	case live:
 		l.named().Warn("could not refresh the token; the present one is used until it expires", fields...)
 	case r.failure.class == tokenprovider.Refused:

@@ -45,7 +45,7 @@ const (
 	logEarly    = "info: no first token yet"
 	logNone     = "error: could not get a token"
 	logStale    = "warn: could not refresh the token"
-	logRejected = "error: could not replace a token that the API rejects"
+	logRejected = "error: could not replace a token that the API has rejected"
 	logRefused  = "error: the authorization server refuses the credential"
 	logAgain    = "info: token endpoint issues tokens again"
 )
