@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -110,6 +113,18 @@ func TestAdviceForUnauthorizedClient(t *testing.T) {
 	}
 }
 
+// closing is a connection that tells when it is closed.
+type closing struct {
+	net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (c *closing) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
 // What a server says when it does not like the certificate depends on the version
 // of TLS and on the server.
 func TestRefusedCertificate(t *testing.T) {
@@ -146,11 +161,26 @@ func TestRefusedCertificate(t *testing.T) {
 		})
 	}
 
+	// a server that hangs up before the request is sent: net/http takes the connection
+	// for an idle one
+	client := NewClient(nil)
+	closed := make(chan struct{})
+	client.Transport.(*http.Transport).DialContext = func(context.Context, string, string) (net.Conn, error) {
+		conn, server := net.Pipe()
+		_ = server.Close()
+		return &closing{Conn: conn, closed: closed}, nil
+	}
+	client.Transport.(*http.Transport).TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &certificate, nil }
+	waiting := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { <-closed }})
+	_, err := RequestToken(waiting, client, Request{URL: "http://auth.example.com/token"})
+	var e *Error
+	if !errors.As(err, &e) || e.Error() != "requesting a token: EOF" || e.Advice() != adviceConnection {
+		t.Errorf("hung up early: %v, advice %q", err, e.Advice())
+	}
+
 	// no answer within the deadline is not about the certificate
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	client := NewClient(nil)
-	client.Transport.(*http.Transport).TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &certificate, nil }
 	if advice := certificateAdvice(ctx, client, io.EOF); advice != "" {
 		t.Errorf("advice %q", advice)
 	}

@@ -159,6 +159,11 @@ func networkError(ctx context.Context, client *http.Client, err error) *Error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return &Error{Class: Transient, Err: errors.New("no answer within token_timeout")}
 	}
+	// net/http does not export its error for a server that hangs up before the request
+	// is sent
+	if strings.HasSuffix(err.Error(), "http: server closed idle connection") {
+		err = io.EOF
+	}
 	return &Error{Class: Transient, Err: cause(err), Hint: certificateAdvice(ctx, client, err)}
 }
 
